@@ -1,0 +1,169 @@
+"""Who holds what: ways to give the samples of one data set to m workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from tether.data.shards import FixedShards, ReshuffledShards, Shards
+
+
+class Partition(Protocol):
+    """A way to give samples to workers; a frozen dataclass."""
+
+    def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
+        """The workers' shares of so many samples.
+
+        Args:
+            samples: number of samples.
+            labels: `[samples]`, the class of each, where they have one.
+            workers: number of workers m.
+            seed: which of the possible partitions.
+
+        Raises:
+            ValueError: if a worker would be left without samples, or labels are needed and missing.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class IID:
+    """Shuffled once and dealt out evenly."""
+
+    def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
+        """See `Partition.shards`."""
+        _check_enough(samples, workers)
+        return FixedShards(np.array_split(_rng(seed).permutation(samples), workers), seed)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A few classes a worker: its samples come from no others.
+
+    The classes are dealt out in turn, so that each is held by as near as possible the same number of workers, who
+    share its samples evenly.
+
+    Args:
+        classes: number of classes k that each worker holds.
+    """
+
+    classes: int = 2
+
+    def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
+        """See `Partition.shards`."""
+        labels = _check_labels(labels, "Classes")
+        names = np.unique(labels)
+        if not 1 <= self.classes <= len(names):
+            raise ValueError(f"{self.classes} classes a worker: the data has {len(names)}")
+        if self.classes * workers < len(names):
+            raise ValueError(
+                f"{workers} workers with {self.classes} classes each cannot hold all {len(names)} classes; "
+                f"give each at least {-(-len(names) // workers)}"
+            )
+        rng = _rng(seed)
+        slots = np.resize(rng.permutation(names), self.classes * workers).reshape(workers, self.classes)
+        held: list[list[np.ndarray]] = [[] for _ in range(workers)]
+        for name in names:
+            holders = np.flatnonzero((slots == name).any(1))
+            pieces = np.array_split(rng.permutation(np.flatnonzero(labels == name)), len(holders))
+            for worker, piece in zip(holders, pieces, strict=True):
+                held[worker].append(piece)
+        return FixedShards([np.concatenate(pieces) for pieces in held], seed)
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Each class divided among the workers in random proportions, drawn from Dirichlet(beta).
+
+    Small beta: a class lies with few workers. Large beta: near to iid. (Hsu et al., "Measuring the effects of
+    non-identical data distribution for federated visual classification", 2019.)
+
+    Args:
+        beta: concentration, above 0.
+        min_samples: draw again until every worker holds at least so many; set it to the batch size or above.
+    """
+
+    beta: float = 0.5
+    min_samples: int = 1
+
+    def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
+        """See `Partition.shards`."""
+        if not self.beta > 0:
+            raise ValueError(f"beta={self.beta}: the concentration is above 0")
+        labels = _check_labels(labels, "Dirichlet")
+        _check_enough(samples, workers * self.min_samples)
+        rng = _rng(seed)
+        for _ in range(1000):
+            held: list[list[np.ndarray]] = [[] for _ in range(workers)]
+            for name in np.unique(labels):
+                mine = rng.permutation(np.flatnonzero(labels == name))
+                cuts = np.cumsum(rng.dirichlet(np.full(workers, self.beta)))[:-1] * len(mine)
+                for pieces, piece in zip(held, np.split(mine, cuts.round().astype(int)), strict=True):
+                    pieces.append(piece)
+            if min(sum(map(len, pieces)) for pieces in held) >= self.min_samples:
+                return FixedShards([np.concatenate(pieces) for pieces in held], seed)
+        raise ValueError(
+            f"beta={self.beta} leaves some of {workers} workers with fewer than {self.min_samples} of {samples} "
+            "samples in each of 1,000 draws; raise beta or lower min_samples"
+        )
+
+
+@dataclass(frozen=True)
+class Reshuffled:
+    """Every epoch shuffled anew and dealt out in disjoint shards; what does not fill a batch is left out that epoch.
+
+    As PyTorch's `DistributedSampler` does (Leader SGD, section 9.2).
+    """
+
+    def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
+        """See `Partition.shards`."""
+        _check_enough(samples, workers)
+        return ReshuffledShards(samples, workers, seed)
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Given: which samples each worker holds.
+
+    Args:
+        indices: one sequence of sample numbers a worker.
+    """
+
+    indices: Sequence[Sequence[int]]
+
+    def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
+        """See `Partition.shards`."""
+        if len(self.indices) != workers:
+            raise ValueError(f"{len(self.indices)} shards for {workers} workers: give one a worker")
+        held = [np.asarray(mine, dtype=np.int64) for mine in self.indices]
+        for worker, mine in enumerate(held):
+            if len(mine) and not 0 <= mine.min() <= mine.max() < samples:
+                raise ValueError(f"worker {worker} is given a sample outside 0 to {samples - 1}")
+        return FixedShards(held, seed)
+
+
+PARTITIONS: dict[str, type] = {
+    "iid": IID,
+    "classes": Classes,
+    "dirichlet": Dirichlet,
+    "reshuffled": Reshuffled,
+}
+"""The partitions that have a name."""
+
+
+def _rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng((seed, 0x5A4D))
+
+
+def _check_enough(samples: int, needed: int) -> None:
+    if samples < needed:
+        raise ValueError(f"{samples} samples are too few: these workers need {needed}; use fewer workers")
+
+
+def _check_labels(labels: np.ndarray | None, name: str) -> np.ndarray:
+    if labels is None:
+        raise ValueError(f"{name} divides samples by class; this data has no labels (its last tensor, whole numbers)")
+    return labels

@@ -1,0 +1,46 @@
+"""What a run leaves behind: a record for every round and every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Record:
+    """A round, or an evaluation between rounds.
+
+    Attributes:
+        step: local steps so far.
+        round: rounds so far, this one included.
+        losses: `[m]`, each worker's mean training loss since the record before.
+        consensus: (1/m) sum_i ||x_i - mean(x)||^2, just before the round.
+        drift: `[m]`, how far each worker has moved since the round before, ||x_i - x_i(then)||.
+        messages: messages sent so far, by all workers together.
+        bytes: bytes sent so far, by all workers together.
+        seconds: wall-clock seconds so far, evaluations left out.
+        leader: who led in this round; of several groups, each one's. None for methods without leaders.
+        center: the mean model on held-out data, by name of the measure; empty where it was not evaluated.
+        best: the worker with the least recent training loss, likewise.
+        best_worker: its number.
+    """
+
+    step: int
+    round: int
+    losses: np.ndarray
+    consensus: float
+    drift: np.ndarray
+    messages: int
+    bytes: int
+    seconds: float
+    leader: int | tuple[int, ...] | None = None
+    center: Mapping[str, float] = field(default_factory=dict)
+    best: Mapping[str, float] = field(default_factory=dict)
+    best_worker: int | None = None
+
+    @property
+    def loss(self) -> float:
+        """The mean of the workers' training losses; of those that have one."""
+        return float(np.nanmean(self.losses)) if np.isfinite(self.losses).any() else float("nan")

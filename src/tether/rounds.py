@@ -1,0 +1,210 @@
+"""When a round starts and when it lands: periods, overlap, and what a checkpoint of them holds.
+
+A driver (the simulator, or hooks on a user's optimizer) tells `Rounds` of local steps; `Rounds` calls the method's
+`send` and `receive`. The two orders of step and round differ only in when the driver speaks: after the optimizer's
+update for "step-then-mix", X <- (X - lr G) W, or between gradient and update for "mix-then-step", X <- X W - lr G
+(Cooperative SGD, eq. 10 and remark 1). Either way the round belongs to that step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tether.methods import Method, Step
+from tether.workers import Arrived, Message, Pending, Workers, land
+
+Order = Literal["step-then-mix", "mix-then-step"]
+
+Companion: TypeAlias = "Sequence[Tensor]"
+"""A matrix `[r, n]`, in blocks of rows, that is averaged whenever a round lands: buffers, an optimizer's moments."""
+
+
+@dataclass
+class Flight:
+    """A round on its way: what was sent, the rows as they were then, and when it lands."""
+
+    due: int
+    rows: Tensor
+    message: Message
+    companions: list[Pending]
+
+
+class Rounds:
+    """The rounds of a method over a matrix X.
+
+    Under overlap, what a round sent at step t is applied at step t + overlap: `receive` sees the rows as they were when
+    sent, and the change it makes to them is added to the rows as they are now. No local progress is lost, and no
+    method has to think about it. A round lands before the next one of its kind starts: two on their way at once would
+    both correct the same differences between workers, which makes them grow (averaging every step, three steps late,
+    multiplies them by 1.15 a step).
+
+    Args:
+        method: what a round does.
+        workers: how rows reach each other.
+        x: `[r, d]`, this process's rows; moved in place.
+        overlap: local steps between a round's start and its landing, from 0 to the period.
+        samples: `[r]`, how many samples each row's worker holds; for methods that weigh by them.
+        window: keep at least so many of each worker's last losses.
+        companions: what else is averaged when a round lands, as it is at the moment of the call.
+        on_land: called after a round has landed.
+
+    Raises:
+        ValueError: if the overlap is negative or longer than the period, or the method does not suit these workers.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        workers: Workers,
+        x: Float[Tensor, "r d"],
+        *,
+        overlap: int = 0,
+        samples: Float[Tensor, " r"] | None = None,
+        window: int = 1,
+        companions: Callable[[], Sequence[Companion]] = tuple,
+        on_land: Callable[[], None] = lambda: None,
+    ):
+        if isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 0:
+            raise ValueError(f"overlap={overlap!r}: give a whole number of local steps, 0 for none")
+        self.parts = method.parts
+        shortest = min(part.period for part in self.parts)
+        if overlap > shortest:
+            raise ValueError(
+                f"overlap={overlap} is longer than the period of {shortest} local steps: a round would start before "
+                f"the one before has landed, and workers would drift apart; take an overlap of at most {shortest}, or "
+                "a longer period"
+            )
+        self.workers = workers
+        self.overlap = overlap
+        self.count = 0
+        self.rounds = [0] * len(self.parts)
+        self.states = [part.init(x, workers) for part in self.parts]
+        self.losses = x.new_zeros(len(x), 0)
+        self._x = x
+        self._samples = x.new_ones(len(x)) if samples is None else samples.to(x)
+        self._window = max(window, *(part.window for part in self.parts))
+        self._companions = companions
+        self._on_land = on_land
+        self._next = [part.period for part in self.parts]
+        self._flights: dict[int, Flight] = {}
+
+    @property
+    def quiet(self) -> int:
+        """How many local steps can be taken before rows next touch one another, the last of them included."""
+        return min([*self._next, *(flight.due for flight in self._flights.values())]) - self.count
+
+    def advance(self, losses: Float[Tensor, "r n"]) -> list[int]:
+        """Note n more local steps and land what is due.
+
+        Args:
+            losses: each row's training loss in each of these steps; n at most `quiet`.
+
+        Returns:
+            The parts of the method whose round starts with this step, in order. `send` starts them.
+        """
+        assert losses.shape[1] <= self.quiet, "the rows should have touched before the last of these steps"
+        self.count += losses.shape[1]
+        self.losses = torch.cat([self.losses, losses], dim=1)[:, -self._window :]
+        for part in [part for part, flight in self._flights.items() if flight.due == self.count]:
+            self._land(part, self._flights.pop(part))
+        return [part for part, count in enumerate(self._next) if count == self.count]
+
+    def send(self, part: int, lr: float) -> None:
+        """Start the round of a part of the method; without overlap, end it too."""
+        method, x, state = self.parts[part], self._x, self.states[part]
+        losses = self.losses[:, -method.window :]
+        step = Step(self.count, self.rounds[part], lr, losses, self._samples)
+        message = method.send(x, state, self.workers, step)
+        companions = [self.workers.mean(torch.cat(list(blocks))) for blocks in self._companions()]
+        self.rounds[part] += 1
+        self._next[part] += method.period
+        if self.overlap:
+            self._flights[part] = Flight(self.count + self.overlap, x.clone(), message, companions)
+        else:
+            self._land(part, Flight(self.count, x, message, companions))
+
+    def close(self) -> None:
+        """Land everything that is still on its way."""
+        for part in list(self._flights):
+            self._land(part, self._flights.pop(part))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, tensors and numbers only. Waits for what is on its way and keeps it."""
+        for flight in self._flights.values():
+            landed = land(flight.message)
+            flight.message = dict(landed) if isinstance(landed, dict) else landed
+            flight.companions = [Arrived(companion.wait()) for companion in flight.companions]
+        return {
+            "count": self.count,
+            "rounds": list(self.rounds),
+            "next": list(self._next),
+            "states": [_cloned(state) for state in self.states],
+            "losses": self.losses.clone(),
+            "flights": {
+                part: {
+                    "due": flight.due,
+                    "rows": flight.rows.clone(),
+                    "message": _cloned(land(flight.message)),
+                    "companions": [companion.wait().clone() for companion in flight.companions],
+                }
+                for part, flight in self._flights.items()
+            },
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state_dict` of the same method; the rows themselves are the caller's to restore."""
+        if len(saved["states"]) != len(self.states):
+            raise ValueError(f"a state of {len(saved['states'])} parts for a method of {len(self.states)}")
+        self.count = saved["count"]
+        self.rounds = list(saved["rounds"])
+        self._next = list(saved["next"])
+        self.losses = saved["losses"].clone()
+        for mine, theirs in zip(self.states, saved["states"], strict=True):
+            for name, value in mine.items():
+                value.copy_(theirs[name])
+        self._flights = {
+            part: Flight(
+                flight["due"],
+                flight["rows"].clone(),
+                _cloned(flight["message"]),
+                [Arrived(companion) for companion in flight["companions"]],
+            )
+            for part, flight in saved["flights"].items()
+        }
+
+    def _land(self, part: int, flight: Flight) -> None:
+        method, x, state = self.parts[part], self._x, self.states[part]
+        message = land(flight.message)
+        if flight.rows is x:
+            method.receive(x, state, message)
+        else:
+            moved = flight.rows.clone()
+            method.receive(moved, state, message)
+            x.add_(moved.sub_(flight.rows))
+        # These are running averages: the mean as it arrives, not a change, which could drive a variance below zero.
+        for blocks, mean in zip(self._companions(), flight.companions, strict=True):
+            for block in blocks:
+                block.copy_(mean.wait().expand_as(block))
+        self._on_land()
+
+
+def _cloned(tensors: Any) -> Any:
+    """A copy of a tensor or a dict of tensors."""
+    if isinstance(tensors, dict):
+        return {name: value.clone() for name, value in tensors.items()}
+    return tensors.clone()
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise `ValueError` unless the value is one of a `Literal`'s."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(get_args(choices))}")
+
+
+__all__ = ["Companion", "Flight", "Order", "Rounds", "check_choice"]

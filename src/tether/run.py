@@ -1,0 +1,158 @@
+"""The one function that carries out a run that a config describes, and what it is made of."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tether.config import Config, ConfigError, choose
+from tether.data import PARTITIONS, Dataset, classification, digits, fashion_mnist, mnist
+from tether.history import Record
+from tether.methods import METHODS, Method
+from tether.models import MODELS, cross_entropy
+from tether.naming import nearest
+from tether.simulation import Result, simulate
+from tether.topology import TOPOLOGIES, as_topology
+
+DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "fashion-mnist": fashion_mnist, "mnist": mnist}
+"""The data sets that have a name."""
+
+
+def run(
+    config: Config,
+    name: str | None = None,
+    *,
+    data: Dataset | None = None,
+    on_record: Callable[[Record], None] = lambda record: None,
+    on_progress: Callable[[int, float], None] = lambda count, loss: None,
+) -> Result:
+    """Train as a config says.
+
+    Args:
+        config: the run.
+        name: which method; default: the config's own.
+        data: the data, if it has been loaded already.
+        on_record: called with each new record of the history.
+        on_progress: called with the number of local steps so far and the training loss.
+
+    Raises:
+        ConfigError: if the config names what does not exist or does not fit.
+    """
+    data = data or load_data(config)
+    method = load_method(config, name or config.method)
+    optimizer = _factory(config.optimizer, _OPTIMIZERS, "optimizer", "params")
+    scheduler = _factory(config.scheduler, _SCHEDULERS, "scheduler", "optimizer") if config.scheduler else None
+    try:
+        return simulate(
+            load_model(config, data),
+            method,
+            data,
+            workers=config.workers,
+            objective=cross_entropy,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            steps=config.steps,
+            batch_size=None if config.batch_size == "full" else config.batch_size,
+            seed=config.seed,
+            overlap=config.overlap,
+            order=config.order,
+            accumulate=config.accumulate,
+            buffers=config.buffers,
+            optimizer_state=config.optimizer_state,
+            evaluate=classification(data.test) if data.test else None,
+            evaluate_every=config.evaluate_every,
+            on_nonfinite=config.on_nonfinite,
+            allreduce=config.allreduce,
+            stepping=config.stepping,
+            on_record=on_record,
+            on_progress=on_progress,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{name or config.method}: {error}") from error
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set that the config names, divided as it says; of several names the first that is there."""
+    table = dict(config.data)
+    partition = table.pop("partition", "iid")
+    partition = {"name": partition} if isinstance(partition, str) else partition
+    names = table.get("name")
+    missing = []
+    for name in names if isinstance(names, list) else [names]:
+        try:
+            data = choose(table | {"name": name}, DATASETS, "data")
+            break
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            missing.append(f"data: {name}: {error}")
+    else:
+        raise ConfigError("\n".join(missing))
+    tensors = [
+        tuple(t.to(_dtype(config)) if t.is_floating_point() else t for t in part) for part in (data.train, data.test)
+    ]
+    chosen = choose(partition, PARTITIONS, "data.partition")
+    return Dataset(*tensors, name=data.name, partition=chosen, classes=data.classes)
+
+
+def load_model(config: Config, data: Dataset) -> nn.Module:
+    """The model that the config names, sized to the data, initialised from the config's seed."""
+    shape = tuple(data.train[0].shape[1:])
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        model = choose(config.model, MODELS, "model", shape=shape, classes=data.classes)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(device=device, dtype=_dtype(config))
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {config.device!r} cannot be used here: {error}") from error
+
+
+def load_method(config: Config, name: str) -> Method:
+    """A method by the config's name for it, by its own, or by that of a topology: decentralized SGD over it."""
+    if name in config.methods:
+        table = {"name": name} | config.methods[name]
+        if table["name"] in TOPOLOGIES and table["name"] not in METHODS:
+            table = {"topology": table["name"]} | table | {"name": "decentralized"}
+        place = f"methods.{name}"
+    elif name in METHODS:
+        table, place = {"name": name}, "method"
+    elif name in TOPOLOGIES:
+        table, place = {"name": "decentralized", "topology": name}, "method"
+    else:
+        raise ConfigError(f"no method is called {name!r}; {nearest(name, [*config.methods, *METHODS, *TOPOLOGIES])}")
+    if isinstance(table.get("topology"), dict):
+        table["topology"] = choose(table["topology"], TOPOLOGIES, f"{place}.topology")
+    if table["name"] != "sync":
+        table = {"period": config.period} | table
+    return choose(table, METHODS, place)
+
+
+_OPTIMIZERS = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+}
+
+_SCHEDULERS = {
+    name: kind
+    for name, kind in vars(torch.optim.lr_scheduler).items()
+    if isinstance(kind, type)
+    and issubclass(kind, torch.optim.lr_scheduler.LRScheduler)
+    and not name.startswith("_")
+    and kind is not torch.optim.lr_scheduler.LRScheduler
+}
+
+
+def _factory(table: dict[str, Any], known: dict[str, Any], place: str, argument: str) -> Callable[[Any], Any]:
+    """Make the optimizer or scheduler that a table names, from the parameters or the optimizer."""
+    make = functools.partial(choose, table, known, place)
+    return lambda value: make(**{argument: value})
+
+
+def _dtype(config: Config) -> torch.dtype:
+    return torch.float64 if config.dtype == "float64" else torch.float32

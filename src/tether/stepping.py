@@ -1,0 +1,222 @@
+"""Gradients of many workers: the ways to take local steps, and blocks of rows that step together.
+
+Between rounds workers do not touch one another, so a block of rows is taken through all the steps up to the next
+round before the next block begins: what it needs stays in cache. The result does not depend on the way or the blocks
+beyond rounding, but for random numbers drawn by the model itself (dropout), which are drawn anew for each block.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from tether.replicas import Replicas
+
+Objective: TypeAlias = Callable[[nn.Module, Any], Tensor]
+"""objective(model, batch) -> scalar loss."""
+
+Batch: TypeAlias = "tuple[Tensor, ...] | None"
+"""The batches of several rows: tensors `[r, batch, ...]`. None for objectives that need no data."""
+
+OptimizerFactory: TypeAlias = Callable[[Any], torch.optim.Optimizer]
+SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer], Any]
+
+Stepping = Literal["auto", "stacked", "rows"]
+
+
+class Gradients(Protocol):
+    """A way to compute the gradients of several rows."""
+
+    def __call__(
+        self, x: Float[Tensor, "r d"], buffers: dict[str, Tensor], batch: Batch, out: Float[Tensor, "r d"]
+    ) -> Float[Tensor, " r"]:
+        """The loss of each row on its batch; its gradient goes to `out`, its buffers are updated in place."""
+        ...
+
+
+class _Bound(nn.Module):
+    """A model and its objective as one module, so that the objective sees the parameters it is called with."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: Any) -> Tensor:
+        loss = self.objective(self.model, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"the objective must return one number, the loss of its batch; it returned {shape}")
+        return loss.reshape(())
+
+
+class _Way:
+    def __init__(self, replicas: Replicas, model: nn.Module, objective: Objective):
+        self._replicas = replicas
+        self._bound = _Bound(copy.deepcopy(model), objective)
+
+    def _loss(self, row: Float[Tensor, " d"], buffers: dict[str, Tensor], batch: Batch) -> Tensor:
+        tensors = self._replicas.views(row) | buffers
+        return functional_call(self._bound, {f"model.{name}": t for name, t in tensors.items()}, (batch,))
+
+
+class StackedGradients(_Way):
+    """All rows at once, by `torch.func.vmap`."""
+
+    def __call__(  # noqa: D102
+        self, x: Float[Tensor, "r d"], buffers: dict[str, Tensor], batch: Batch, out: Float[Tensor, "r d"]
+    ) -> Float[Tensor, " r"]:
+        dims = (0, 0, None if batch is None else 0)
+        gradients = vmap(grad_and_value(self._loss), in_dims=dims, randomness="different")
+        gradient, losses = gradients(x, buffers, batch)
+        out.copy_(gradient)
+        return losses.detach()
+
+
+class RowGradients(_Way):
+    """One row after the other: works for any module."""
+
+    def __call__(  # noqa: D102
+        self, x: Float[Tensor, "r d"], buffers: dict[str, Tensor], batch: Batch, out: Float[Tensor, "r d"]
+    ) -> Float[Tensor, " r"]:
+        losses = []
+        for i, row in enumerate(x):
+            leaf = row.detach().requires_grad_()
+            mine = None if batch is None else tuple(part[i] for part in batch)
+            with torch.enable_grad():
+                loss = self._loss(leaf, {name: b[i] for name, b in buffers.items()}, mine)
+                (gradient,) = torch.autograd.grad(loss, leaf)
+            out[i] = gradient
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+
+def choose_gradients(
+    stepping: Stepping, replicas: Replicas, model: nn.Module, objective: Objective, batch: Batch
+) -> Gradients:
+    """The way of stepping by name, or for "auto" the stacked one where the model and objective allow it.
+
+    Args:
+        stepping: "auto", "stacked" or "rows".
+        replicas: the rows.
+        model: the model that the rows are copies of.
+        objective: its loss.
+        batch: batches of the first rows, to try the way with; nothing is changed by it.
+
+    Raises:
+        ValueError: if there is no such way of stepping.
+    """
+    ways: dict[str, Gradients] = {
+        "stacked": StackedGradients(replicas, model, objective),
+        "rows": RowGradients(replicas, model, objective),
+    }
+    if stepping in ways:
+        return ways[stepping]
+    if stepping != "auto":
+        raise ValueError(f"stepping={stepping!r}: choose one of auto, {', '.join(ways)}")
+    rows = len(batch[0]) if batch else 1
+    x, buffers = replicas.x[:rows], {name: b[:rows].clone() for name, b in replicas.buffers.items()}
+    try:
+        ways["stacked"](x, buffers, batch, torch.empty_like(x))
+    except Exception:
+        # vmap cannot batch every operation, nor data-dependent control flow. If the fault is the user's own, rows meet
+        # it too and raise it without vmap in between.
+        return ways["rows"]
+    return ways["stacked"]
+
+
+class Block:
+    """Some rows of X that step together, with an optimizer of their own.
+
+    Args:
+        replicas: the rows.
+        rows: which of them.
+        optimizer: makes an elementwise `torch.optim` optimizer from a list with one parameter, `[rows, d]`.
+        scheduler: makes a learning-rate scheduler from the optimizer; stepped after every local step.
+    """
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        rows: slice,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+    ):
+        self.rows = rows
+        self.x = replicas.x[rows]
+        self.buffers = {name: buffer[rows] for name, buffer in replicas.buffers.items()}
+        self.parameter = nn.Parameter(self.x)
+        self.optimizer = optimizer([self.parameter])
+        self.scheduler = scheduler(self.optimizer) if scheduler else None
+        self._first_state = copy.deepcopy(self.optimizer.state_dict()["state"])
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def gradients(self, gradients: Gradients, batches: list[Batch]) -> Float[Tensor, " rows"]:
+        """The losses of the rows; their gradients, averaged over the batches, wait for `update`."""
+        if self.parameter.grad is None:
+            self.parameter.grad = torch.empty_like(self.x)
+        total = self.parameter.grad
+        losses = gradients(self.x, self.buffers, batches[0], total)
+        if len(batches) > 1:
+            more = torch.empty_like(total)
+            for batch in batches[1:]:
+                losses = losses + gradients(self.x, self.buffers, batch, more)
+                total.add_(more)
+            total.div_(len(batches))
+        return losses / len(batches)
+
+    def update(self) -> None:
+        """The optimizer's step, then the scheduler's."""
+        self.optimizer.step()
+        if self.scheduler:
+            self.scheduler.step()
+
+    def moments(self) -> list[Tensor]:
+        """The optimizer's state that has a value a parameter, such as momentum: `[rows, d]` each."""
+        state = self.optimizer.state.get(self.parameter, {})
+        return [s for s in state.values() if isinstance(s, Tensor) and s.shape == self.x.shape]
+
+    def reset_optimizer(self) -> None:
+        """Put the optimizer's state back to what it was before the first step."""
+        first = {"state": copy.deepcopy(self._first_state), "param_groups": self.optimizer.state_dict()["param_groups"]}
+        self.optimizer.load_state_dict(first)
+
+
+def check_elementwise(optimizer: OptimizerFactory, like: Tensor) -> None:
+    """Raise `ValueError` unless each number's update depends on its own gradients alone.
+
+    Rows of X share one optimizer, so one that looks across numbers (a norm of the whole tensor, a low-rank factor, a
+    line search) would mix workers. Tried out: two rows together against every number by itself.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = (torch.randn(2, 3, generator=generator).to(like) for _ in range(4))
+
+    def run(pick: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+        parameters = [nn.Parameter(p.clone()) for p in pick(start)]
+        optimizers = [optimizer([p]) for p in parameters]
+        for gradient in gradients:
+            for p, g, o in zip(parameters, pick(gradient), optimizers, strict=True):
+                p.grad = g.clone()
+                o.step()
+        return [p.detach().reshape(-1) for p in parameters]
+
+    try:
+        (together,) = run(lambda t: [t])
+        apart = torch.cat(run(lambda t: [n.view(1, 1) for n in t.view(-1)]))
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"this optimizer does not step on a plain matrix of numbers: {error}") from error
+    if not torch.allclose(together, apart, rtol=1e-3, atol=1e-6):
+        raise ValueError(
+            "this optimizer is not elementwise: the update of one number depends on others, so workers would "
+            "influence one another. Use one such as SGD, Adam, AdamW, RMSprop or Adagrad"
+        )

@@ -1,0 +1,17 @@
+"""How rows reach each other."""
+
+from tether.workers.base import Arrived, Message, Pending, Received, Workers, check_groups, land
+from tether.workers.meter import Metered
+from tether.workers.stacked import Stacked
+
+__all__ = [
+    "Arrived",
+    "Message",
+    "Metered",
+    "Pending",
+    "Received",
+    "Stacked",
+    "Workers",
+    "check_groups",
+    "land",
+]
