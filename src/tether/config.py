@@ -148,7 +148,7 @@ def choose(table: Mapping[str, Any], known: Mapping[str, Callable[..., Any]], pl
 
 def _parameters(target: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
     """A pydantic model of a callable's keyword parameters."""
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(function)
     fields: dict[str, Any] = {}
     for name, parameter in list(inspect.signature(target).parameters.items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from tether.methods import METHODS, Method
 from tether.models import MODELS, cross_entropy
 from tether.naming import nearest
 from tether.simulation import Result, simulate
-from tether.topology import TOPOLOGIES, as_topology
+from tether.topology import TOPOLOGIES
 
 DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "fashion-mnist": fashion_mnist, "mnist": mnist}
 """The data sets that have a name."""
@@ -90,11 +91,8 @@ def load_data(config: Config) -> Dataset:
             missing.append(f"data: {name}: {error}")
     else:
         raise ConfigError("\n".join(missing))
-    tensors = [
-        tuple(t.to(_dtype(config)) if t.is_floating_point() else t for t in part) for part in (data.train, data.test)
-    ]
     chosen = choose(partition, PARTITIONS, "data.partition")
-    return Dataset(*tensors, name=data.name, partition=chosen, classes=data.classes)
+    return dataclasses.replace(data.to(_dtype(config)), partition=chosen)
 
 
 def load_model(config: Config, data: Dataset) -> nn.Module:
@@ -114,6 +112,7 @@ def load_model(config: Config, data: Dataset) -> nn.Module:
 
 def load_method(config: Config, name: str) -> Method:
     """A method by the config's name for it, by its own, or by that of a topology: decentralized SGD over it."""
+    table: dict[str, Any]
     if name in config.methods:
         table = {"name": name} | config.methods[name]
         if table["name"] in TOPOLOGIES and table["name"] not in METHODS:
@@ -125,8 +124,9 @@ def load_method(config: Config, name: str) -> Method:
         table, place = {"name": "decentralized", "topology": name}, "method"
     else:
         raise ConfigError(f"no method is called {name!r}; {nearest(name, [*config.methods, *METHODS, *TOPOLOGIES])}")
-    if isinstance(table.get("topology"), dict):
-        table["topology"] = choose(table["topology"], TOPOLOGIES, f"{place}.topology")
+    topology = table.get("topology")
+    if isinstance(topology, dict):
+        table["topology"] = choose(topology, TOPOLOGIES, f"{place}.topology")
     if table["name"] != "sync":
         table = {"period": config.period} | table
     return choose(table, METHODS, place)

@@ -73,6 +73,14 @@ class Dataset:
             chosen = partition
         return dataclasses.replace(self, partition=chosen)
 
+    def to(self, dtype: torch.dtype) -> Dataset:
+        """The same samples with their real numbers in another precision."""
+
+        def cast(samples: Samples) -> Samples:
+            return tuple(t.to(dtype) if t.is_floating_point() else t for t in samples)
+
+        return dataclasses.replace(self, train=cast(self.train), test=self.test and cast(self.test))
+
     def shards(self, workers: int, seed: int = 0) -> Shards:
         """The workers' shares of the training samples."""
         labels = self.train[-1]
