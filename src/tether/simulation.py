@@ -250,9 +250,11 @@ class _Feed:
     ):
         self.accumulate = accumulate
         self._tensors = () if data is None else tuple(t.to(device) for t in data.train)
-        self._batches = None if data is None else Batches(data.shards(workers, seed), batch_size)
-        self.sizes = np.zeros(workers, int) if self._batches is None else self._batches.sizes
-        self.samples = None if data is None else torch.as_tensor(data.shards(workers, seed).sizes)
+        self._batches, self.samples, self.sizes = None, None, np.zeros(workers, int)
+        if data is not None:
+            shards = data.shards(workers, seed)
+            self._batches = Batches(shards, batch_size)
+            self.samples, self.sizes = torch.tensor(shards.sizes, dtype=torch.float64), self._batches.sizes
 
     def __call__(self, rows: slice, step: int) -> list[Batch]:
         """What these workers, whose batches are of one size, take step number `step` (from 0) on."""

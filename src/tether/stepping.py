@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer], Any]
 Stepping = Literal["auto", "stacked", "rows"]
 
 
+@runtime_checkable
 class Gradients(Protocol):
     """A way to compute the gradients of several rows."""
 

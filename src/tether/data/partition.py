@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from tether.data.shards import FixedShards, ReshuffledShards, Shards
 
 
+@runtime_checkable
 class Partition(Protocol):
     """A way to give samples to workers; a frozen dataclass."""
 

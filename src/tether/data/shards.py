@@ -7,11 +7,12 @@ asks, nor of what was asked before. Simulated and real workers draw the same bat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class Shards(Protocol):
     """The workers' shares of a data set.
 
@@ -114,8 +115,8 @@ class Batches:
     def _batch(self, worker: int, number: int) -> np.ndarray:
         if self._whole:
             return self._shards.whole(worker, number)
-        size = self.sizes[worker]
-        epoch, position = divmod(number, self._shards.sizes[worker] // size)
+        size = int(self.sizes[worker])
+        epoch, position = divmod(number, int(self._shards.sizes[worker]) // size)
         cached, order = self._orders.get(worker, (-1, np.empty(0)))
         if cached != epoch:
             order = self._shards.order(worker, epoch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,14 +34,14 @@ class CooperativeSGD(Method):
             size m + v.
     """
 
-    W: Sequence[Sequence[float]]
+    W: Sequence[Sequence[float]] | np.ndarray | Tensor
     auxiliary: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.auxiliary < 0:
             raise ValueError(f"auxiliary={self.auxiliary}: the number of auxiliary variables is at least 0")
-        matrix = torch.as_tensor(self.W, dtype=torch.float64)
+        matrix = torch.as_tensor(np.asarray(self.W, dtype=np.float64))
         check_mixing_matrix(matrix)
         # Numbers in tuples can be compared, hashed and written to a config; a tensor in a frozen dataclass cannot.
         object.__setattr__(self, "W", tuple(map(tuple, matrix.tolist())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ class FedAvg(Method):
     """
 
     fraction: float = 1.0
-    weights: tuple[float, ...] | None = None
+    weights: Sequence[float] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -6,13 +6,14 @@ r of the m. Whether the others live in the same process or behind a network is n
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Pending(Protocol):
     """A value on its way. The message was copied when it was sent: its source may be written to at once."""
 
@@ -54,6 +55,7 @@ def land(message: Message) -> Received:
     return message if isinstance(message, Tensor) else message.wait()
 
 
+@runtime_checkable
 class Workers(Protocol):
     """The m workers, seen from the process that holds the rows `rows` of them."""
 
