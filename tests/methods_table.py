@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 import tether
 
@@ -107,7 +108,7 @@ def leader(pull: float, groups: int = 1, window: int = 10, scaled: bool = False)
 
 def fedavg(method: tether.FedAvg) -> Equation:
     def equation(X, Z, round):
-        chosen = method.participants(len(X), round.number)
+        chosen = method.participants(torch.ones(len(X), dtype=torch.bool), round.number)
         n = np.ones(len(X)) if method.weights is None else np.array(method.weights)
         mean = sum(n[i] * X[i] for i in chosen) / sum(n[i] for i in chosen)
         return np.tile(mean, (len(X), 1)), Z

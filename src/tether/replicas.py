@@ -116,6 +116,9 @@ def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     if not trainable:
         frozen = f"all {len(parameters)} are frozen" if parameters else "it has none"
         raise ValueError(f"{type(module).__name__} has no parameters to train: {frozen}")
+    for name, part in module.named_modules():
+        if getattr(part, "sparse", False) and isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+            raise ValueError(f"{name!r} makes sparse gradients, which rows of X do not take: give it sparse=False")
     for name, p in trainable.items():
         if p.layout != torch.strided or not p.dtype.is_floating_point:
             raise ValueError(f"{name!r} is {p.layout} of {p.dtype}; workers' models are rows of real, dense numbers")

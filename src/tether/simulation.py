@@ -206,6 +206,7 @@ def simulate(
     check_choice("buffers", buffers, Buffers)
     check_choice("optimizer_state", optimizer_state, OptimizerState)
     check_choice("on_nonfinite", on_nonfinite, OnNonFinite)
+    check_choice("stepping", stepping, Stepping)
 
     metered = Metered(Stacked(workers), allreduce)
     replicas = Replicas(model, workers, start)
@@ -316,13 +317,17 @@ class _Simulation:
 
         self.history: list[Record] = []
         self.excluded: dict[int, int] = {}
-        self.seconds = 0.0
+        self.began = time.perf_counter()
         self.since_round = replicas.x.clone()
         self.good, self.good_count = self.since_round, 0
         self.losses_since_record = torch.zeros(workers.size, 0)
 
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time so far, evaluations left out."""
+        return time.perf_counter() - self.began
+
     def run(self, steps: int, evaluate_every: int | None) -> Result:
-        began = time.perf_counter()
         while self.rounds.count < steps:
             left = min(steps - self.rounds.count, STRETCH)
             if evaluate_every:
@@ -331,11 +336,9 @@ class _Simulation:
             count = self.rounds.count
             if count == steps:
                 self.rounds.close()
-            self.seconds = time.perf_counter() - began
             self.on_progress(count, float(self._recent_losses().nanmean()))
             if self.evaluate and (count == steps or (evaluate_every and count % evaluate_every == 0)):
                 self._record_evaluation()
-                began = time.perf_counter() - self.seconds
         self._check_finite(torch.zeros(self.workers.size, 1))
         return self._result()
 
@@ -405,9 +408,11 @@ class _Simulation:
 
     def _record_evaluation(self) -> None:
         assert self.evaluate is not None
+        paused = time.perf_counter()
         best = _best(self._recent_losses(), self.workers)
         center = dict(self.evaluate(self.replicas.center(self.workers.present)))
         worker = dict(self.evaluate(copy.deepcopy(self.replicas.worker(best))))
+        self.began += time.perf_counter() - paused
         self._record(*self._distances(), center=center, best=worker, best_worker=best)
 
     def _record(self, consensus: float, drift: np.ndarray, **more: object) -> None:

@@ -110,25 +110,27 @@ def choose_gradients(
         objective: its loss.
         batch: batches of the first rows, to try the way with; nothing is changed by it.
 
-    Raises:
-        ValueError: if there is no such way of stepping.
     """
     ways: dict[str, Gradients] = {
         "stacked": StackedGradients(replicas, model, objective),
         "rows": RowGradients(replicas, model, objective),
     }
-    if stepping in ways:
-        return ways[stepping]
     if stepping != "auto":
-        raise ValueError(f"stepping={stepping!r}: choose one of auto, {', '.join(ways)}")
+        return ways[stepping]
     rows = len(batch[0]) if batch else 1
     x, buffers = replicas.x[:rows], {name: b[:rows].clone() for name, b in replicas.buffers.items()}
+    # Where vmap has no rule for an operation it loops over the rows itself, slower than we do; that counts as a no.
+    functorch: Any = torch._C._functorch
+    fallback = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
     try:
         ways["stacked"](x, buffers, batch, torch.empty_like(x))
     except Exception:
-        # vmap cannot batch every operation, nor data-dependent control flow. If the fault is the user's own, rows meet
-        # it too and raise it without vmap in between.
+        # Not every operation can be batched, nor control flow that depends on data. If the fault is the user's own,
+        # rows meet it too and raise it without vmap in between.
         return ways["rows"]
+    finally:
+        functorch._set_vmap_fallback_enabled(fallback)
     return ways["stacked"]
 
 
@@ -155,6 +157,8 @@ class Block:
         self.parameter = nn.Parameter(self.x)
         self.optimizer = optimizer([self.parameter])
         self.scheduler = scheduler(self.optimizer) if scheduler else None
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError("ReduceLROnPlateau waits for a measure; take a scheduler that follows the steps")
         self._first_state = copy.deepcopy(self.optimizer.state_dict()["state"])
 
     @property

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import networkx as nx
 import numpy as np
@@ -35,7 +35,7 @@ class Topology:
         ValueError: if lazy is outside [0, 1), or (from `weights`) there is no such graph for the number of workers.
     """
 
-    lazy: float = 0.0
+    lazy: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.lazy < 1:

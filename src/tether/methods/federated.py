@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tether.methods.base import Method, State, Step
@@ -46,10 +46,11 @@ class FedAvg(Method):
             if not all(0 < w < float("inf") for w in self.weights):
                 raise ValueError(f"weights={self.weights}: every worker's weight must be positive")
 
-    def participants(self, workers: int, round: int) -> np.ndarray:
-        """The workers in a round, the same on every process."""
-        count = max(1, round_half_up(self.fraction * workers))
-        return np.random.default_rng((self.seed, round)).choice(workers, count, replace=False)
+    def participants(self, present: Bool[Tensor, " m"], round: int) -> np.ndarray:
+        """The workers in a round, of those present; the same on every process."""
+        count = max(1, round_half_up(self.fraction * len(present)))
+        there = np.flatnonzero(present.numpy())
+        return np.random.default_rng((self.seed, round)).choice(there, min(count, len(there)), replace=False)
 
     def init(self, x: Float[Tensor, "r d"], workers: Workers) -> State:
         """No state; checks the weights against the number of workers."""
@@ -60,7 +61,7 @@ class FedAvg(Method):
     def send(self, x: Float[Tensor, "r d"], state: State, workers: Workers, step: Step) -> Message:
         """The weighted mean of those that take part."""
         takes_part = torch.zeros(workers.size, dtype=x.dtype, device=x.device)
-        takes_part[self.participants(workers.size, step.round)] = 1
+        takes_part[self.participants(workers.present, step.round)] = 1
         counts = step.samples.to(x) if self.weights is None else x.new_tensor(self.weights)[workers.rows]
         return workers.mean(x, weights=takes_part[workers.rows] * counts)
 

@@ -27,8 +27,8 @@ class HierarchicalElastic(Method):
     is in group g; with one group it is EASGD. The anchors' slow exchange can travel while the workers compute (Wang &
     Joshi, "Cooperative SGD" (2021), section 6.3, which draws it and leaves the equation open; this is our reading).
 
-    The first worker of each group keeps its anchor: only these exchange over the slow links, and hand the anchor to
-    their group when the next round starts.
+    The first worker present in each group keeps its anchor: only these exchange over the slow links, and hand the
+    anchor to their group when the next round starts.
 
     Args:
         period: local steps between rounds (tau), at least 1.
@@ -70,11 +70,11 @@ class HierarchicalElastic(Method):
     def send(self, x: Float[Tensor, "r d"], state: State, workers: Workers, step: Step) -> Message:
         """The groups' means, over fast links, and the anchors' mixture, over slow ones; the rows are pulled at once."""
         members = workers.size // self.groups
-        keeps_anchor = torch.zeros(workers.size, device=x.device)
-        keeps_anchor[::members] = 1
+        keepers = workers.present.view(self.groups, members).int().argmax(1) + members * torch.arange(self.groups)
+        keeps_anchor = torch.zeros(workers.size).index_fill(0, keepers, 1).to(x)
         anchors = workers.mean(state["anchors"], weights=keeps_anchor[workers.rows], within=self.groups).wait()
         among_keepers = torch.eye(workers.size, dtype=torch.float64)
-        among_keepers[::members, ::members] = as_topology(self.topology).weights(self.groups).to_dense()
+        among_keepers[keepers[:, None], keepers] = as_topology(self.topology).weights(self.groups).to_dense()
         message: Message = {
             "mean": workers.mean(x, within=self.groups),
             "mixed": workers.mix(anchors, among_keepers.to(x.device)),

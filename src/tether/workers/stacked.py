@@ -34,7 +34,8 @@ class Stacked:
         else:
             counts = self.present.to(x) if weights is None else weights.to(x) * self.present.to(x)
             total = counts.view(groups, -1).sum(1, keepdim=True)
-            if not (total > 0).all():
+            nobody_left = ~self.present.view(groups, -1).any(1, keepdim=True).to(x.device)
+            if not ((total > 0) | nobody_left).all():
                 raise ValueError("a mean over workers none of which has any weight")
             # An absent row may hold NaN, which a weight of zero would not silence.
             rows = torch.where(counts[:, None] != 0, x, 0) * counts[:, None]
