@@ -105,7 +105,7 @@ def methods(
 
 COLUMNS = (
     "method",
-    "accuracy of center",
+    "test accuracy of center",
     "of best worker",
     "rounds",
     "MB sent a worker",
@@ -146,7 +146,7 @@ def _run(config: Config, name: str, data: Dataset) -> Result:
         TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rounds]} rounds"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(name, total=config.steps, loss=float("nan"), rounds=0)
         return run(
             config,

@@ -34,6 +34,9 @@ class Partition(Protocol):
 class IID:
     """Shuffled once and dealt out evenly."""
 
+    def __str__(self) -> str:
+        return "iid"
+
     def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
         """See `Partition.shards`."""
         _check_enough(samples, workers)
@@ -52,6 +55,9 @@ class Classes:
     """
 
     classes: int = 2
+
+    def __str__(self) -> str:
+        return f"{self.classes} classes a worker"
 
     def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
         """See `Partition.shards`."""
@@ -90,6 +96,9 @@ class Dirichlet:
     beta: float = 0.5
     min_samples: int = 1
 
+    def __str__(self) -> str:
+        return f"classes by Dirichlet({self.beta:g})"
+
     def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
         """See `Partition.shards`."""
         if not self.beta > 0:
@@ -119,6 +128,9 @@ class Reshuffled:
     As PyTorch's `DistributedSampler` does (Leader SGD, section 9.2).
     """
 
+    def __str__(self) -> str:
+        return "reshuffled every epoch"
+
     def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
         """See `Partition.shards`."""
         _check_enough(samples, workers)
@@ -134,6 +146,9 @@ class Assigned:
     """
 
     indices: Sequence[Sequence[int]]
+
+    def __str__(self) -> str:
+        return "as assigned"
 
     def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
         """See `Partition.shards`."""

@@ -1,0 +1,35 @@
+# `make demo` and `make test` set up what they need: a virtual environment in .venv with pinned dependencies.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+COMPARE := $(BIN)/tether compare examples/demo.toml --methods sync,local,easgd,ring,leader
+
+.PHONY: demo test lint clean
+
+demo: .venv/tether
+	@$(COMPARE) --set data.partition=iid
+	@$(COMPARE)
+
+test: .venv/development
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+
+lint: .venv/development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/tether: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing tether into .venv; PyTorch is large, this takes a minute or two."
+	$(INSTALL) --editable '.[data]'
+	@touch $@
+
+.venv/development: .venv/tether
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+clean:
+	rm -rf .venv
