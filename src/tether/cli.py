@@ -63,23 +63,30 @@ def compare(
     overrides: Overrides = None,
 ) -> None:
     """Run several methods at equal local steps and print a table."""
+    from tether.config import ConfigError
     from tether.run import load_data, load_method
     from tether.simulation import NonFiniteLossError
 
     settings = _load(config, overrides)
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"--methods {methods}: name at least one method")
     for name in names:
         load_method(settings, name)  # a wrong name shows before the first run, not after the last
     data = load_data(settings)
     table = Table(*COLUMNS, title=_heading(settings, data), box=box.SIMPLE_HEAD, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
+    diverged = []
     for name in names:
         try:
             table.add_row(*_row(name, _run(settings, name, data)))
         except NonFiniteLossError as error:
-            table.add_row(name, f"diverged: worker {error.worker}, step {error.step}")
+            table.add_row(name, "diverged")
+            diverged.append(f"{name} diverged: worker {error.worker}, local step {error.step}")
     console.print(table)
+    for line in diverged:
+        console.print(line, highlight=False)
 
 
 @app.command()
