@@ -15,9 +15,9 @@ from .methods import MultiLeaderLSGD as MultiLeaderLSGD
 from .methods import Step as Step
 from .methods import SyncSGD as SyncSGD
 from .replicas import Replicas as Replicas
+from .result import NonFiniteLossError as NonFiniteLossError
+from .result import Result as Result
 from .rounds import Rounds as Rounds
-from .simulation import NonFiniteLossError as NonFiniteLossError
-from .simulation import Result as Result
 from .simulation import simulate as simulate
 from .topology import Topology as Topology
 from .workers import Metered as Metered

@@ -15,7 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:  # PyTorch takes longer to import than --help should take
     from tether.config import Config
     from tether.data import Dataset
-    from tether.simulation import Result
+    from tether.result import Result
 
 app = typer.Typer(
     help="Train PyTorch models with workers that mostly compute on their own and communicate rarely.",
@@ -39,8 +39,8 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train with one method."""
+    from tether.result import NonFiniteLossError
     from tether.run import load_data
-    from tether.simulation import NonFiniteLossError
 
     settings = _load(config, overrides)
     name = method or settings.method
@@ -64,8 +64,8 @@ def compare(
 ) -> None:
     """Run several methods at equal local steps and print a table."""
     from tether.config import ConfigError
+    from tether.result import NonFiniteLossError
     from tether.run import load_data, load_method
-    from tether.simulation import NonFiniteLossError
 
     settings = _load(config, overrides)
     names = [name.strip() for name in methods.split(",") if name.strip()]

@@ -16,7 +16,8 @@ from tether.history import Record
 from tether.methods import METHODS, Method
 from tether.models import MODELS, cross_entropy
 from tether.naming import nearest
-from tether.simulation import Result, simulate
+from tether.result import Result
+from tether.simulation import simulate
 from tether.topology import TOPOLOGIES
 
 DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "fashion-mnist": fashion_mnist, "mnist": mnist}

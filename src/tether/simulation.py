@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tether.data import Batches, Dataset
+from tether.data import Dataset, Feed
 from tether.history import Record
 from tether.methods import Method
 from tether.replicas import Replicas, blocks, consensus_distance, distances
+from tether.result import RECENT, NonFiniteLossError, Result, best_worker
 from tether.rounds import Companion, Order, Rounds, check_choice
 from tether.stepping import (
     Batch,
@@ -38,94 +39,8 @@ OptimizerState = Literal["local", "average", "reset"]
 OnNonFinite = Literal["stop", "exclude"]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
-RECENT = 10
-"""The best worker is the one with the least training loss over so many of its last batches (Leader SGD, section 4)."""
-
 STRETCH = 100
 """Local steps taken at most before losses are looked at; rounds and evaluations make it fewer. Changes no result."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a simulation leaves behind.
-
-    Attributes:
-        rows: `[m, d]`, the workers' models; row i is `torch.nn.utils.parameters_to_vector` of the trainable ones.
-        losses: `[m]`, each worker's mean training loss over its last batches.
-        history: a record for every round and every evaluation.
-        excluded: workers that were left out because they diverged, and at which step.
-        seconds: wall-clock time of training, evaluations left out.
-        method: what a round did.
-    """
-
-    rows: Float[Tensor, "m d"]
-    losses: Float[Tensor, " m"]
-    history: list[Record]
-    excluded: dict[int, int]
-    seconds: float
-    method: Method
-    _replicas: Replicas
-    _workers: Metered
-
-    @property
-    def workers(self) -> int:
-        """The number of workers m."""
-        return len(self.rows)
-
-    @property
-    def rounds(self) -> int:
-        """The number of rounds."""
-        return self.history[-1].round if self.history else 0
-
-    @property
-    def messages(self) -> int:
-        """Messages sent, by all workers together."""
-        return self._workers.messages
-
-    @property
-    def bytes(self) -> int:
-        """Bytes sent, by all workers together."""
-        return self._workers.bytes
-
-    @property
-    def consensus(self) -> float:
-        """The consensus distance (1/m) sum_i ||x_i - mean(x)||^2 of the final rows."""
-        return consensus_distance(self.rows, self._workers.present)
-
-    @property
-    def best_worker(self) -> int:
-        """The worker with the least training loss over its last batches."""
-        return _best(self.losses, self._workers)
-
-    def center(self) -> nn.Module:
-        """The mean of the workers, buffers included."""
-        return self._replicas.center(self._workers.present)
-
-    def best(self) -> nn.Module:
-        """The worker with the least training loss over its last batches."""
-        return self.worker(self.best_worker)
-
-    def worker(self, number: int) -> nn.Module:
-        """One worker's model; its own copy."""
-        return copy.deepcopy(self._replicas.worker(number))
-
-
-class NonFiniteLossError(RuntimeError):
-    """A worker's loss or model is no longer finite, and the run was told to stop.
-
-    Attributes:
-        worker: which.
-        step: the local step in which it was found.
-        result: the run up to its last good state, from before that step.
-    """
-
-    def __init__(self, worker: int, step: int, result: Result, good: int):
-        super().__init__(
-            f"worker {worker}: the loss or a parameter is not finite at local step {step}; the state after step {good} "
-            "is kept in this error's `result`. Lower the learning rate, or go on without such workers by "
-            "on_nonfinite='exclude'"
-        )
-        self.worker, self.step, self.result = worker, step, result
 
 
 def simulate(
@@ -211,116 +126,78 @@ def simulate(
     metered = Metered(Stacked(workers), allreduce)
     replicas = Replicas(model, workers, start)
     check_elementwise(optimizer, replicas.x)
+    feed = Feed(data, workers, batch_size, accumulate, seed, replicas.x.device)
+    stepping_blocks = [Block(replicas, rows, optimizer, scheduler) for rows in _equal_batches(feed.sizes, block)]
+
+    def companions() -> list[Companion]:
+        averaged: list[Companion] = []
+        if buffers == "average":
+            averaged += [[matrix] for matrix in replicas.averaged_buffers()]
+        if optimizer_state == "average":
+            averaged += zip(*(block.moments() for block in stepping_blocks), strict=True)
+        return averaged
+
+    def on_land() -> None:
+        if optimizer_state == "reset":
+            for block in stepping_blocks:
+                block.reset_optimizer()
+
+    rounds = Rounds(
+        method,
+        metered,
+        replicas.x,
+        overlap=overlap,
+        samples=feed.samples,
+        window=RECENT,
+        companions=companions,
+        on_land=on_land,
+    )
+    run = _Run(
+        method=method,
+        workers=metered,
+        replicas=replicas,
+        feed=feed,
+        blocks=stepping_blocks,
+        rounds=rounds,
+        choose=lambda batch: choose_gradients(stepping, replicas, model, objective, batch),
+        mix_first=order == "mix-then-step",
+        exclude=on_nonfinite == "exclude",
+        evaluate=evaluate,
+        on_record=on_record,
+        on_progress=on_progress,
+        seed=seed,
+    )
     devices = [replicas.x.device] if replicas.x.device.type != "cpu" else []
     with torch.random.fork_rng(devices):
-        run = _Simulation(
-            model,
-            method,
-            metered,
-            replicas,
-            _Feed(data, workers, batch_size, accumulate, seed, replicas.x.device),
-            objective,
-            optimizer,
-            scheduler,
-            overlap=overlap,
-            mix_first=order == "mix-then-step",
-            buffers=buffers,
-            optimizer_state=optimizer_state,
-            evaluate=evaluate,
-            exclude=on_nonfinite == "exclude",
-            on_record=on_record,
-            on_progress=on_progress,
-            stepping=stepping,
-            block=block,
-            seed=seed,
-        )
         return run.run(steps, evaluate_every)
 
 
-class _Feed:
-    """The batches of every local step, as tensors on the model's device."""
-
-    def __init__(
-        self,
-        data: Dataset | None,
-        workers: int,
-        batch_size: int | None,
-        accumulate: int,
-        seed: int,
-        device: torch.device,
-    ):
-        self.accumulate = accumulate
-        self._tensors = () if data is None else tuple(t.to(device) for t in data.train)
-        self._batches, self.samples, self.sizes = None, None, np.zeros(workers, int)
-        if data is not None:
-            shards = data.shards(workers, seed)
-            self._batches = Batches(shards, batch_size)
-            self.samples, self.sizes = torch.tensor(shards.sizes, dtype=torch.float64), self._batches.sizes
-
-    def __call__(self, rows: slice, step: int) -> list[Batch]:
-        """What these workers, whose batches are of one size, take step number `step` (from 0) on."""
-        if self._batches is None:
-            return [None] * self.accumulate
-        numbers = range(step * self.accumulate, (step + 1) * self.accumulate)
-        indices = (torch.from_numpy(self._batches.indices(rows, number)) for number in numbers)
-        return [tuple(t[i.to(t.device)] for t in self._tensors) for i in indices]
-
-
-class _Simulation:
+@dataclass
+class _Run:
     """A run under way: the rows, the blocks that step them, the rounds between them."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        method: Method,
-        workers: Metered,
-        replicas: Replicas,
-        feed: _Feed,
-        objective: Objective,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        *,
-        overlap: int,
-        mix_first: bool,
-        buffers: Buffers,
-        optimizer_state: OptimizerState,
-        evaluate: Evaluate | None,
-        exclude: bool,
-        on_record: Callable[[Record], None],
-        on_progress: Callable[[int, float], None],
-        stepping: Stepping,
-        block: int,
-        seed: int,
-    ):
-        self.method, self.workers, self.replicas, self.feed = method, workers, replicas, feed
-        self.mix_first, self.exclude, self.seed = mix_first, exclude, seed
-        self.evaluate, self.on_record, self.on_progress = evaluate, on_record, on_progress
-        self.blocks = [Block(replicas, rows, optimizer, scheduler) for rows in _equal_batches(feed.sizes, block)]
-        if buffers == "average":
-            self.averaged_buffers = replicas.averaged_buffers()
-        else:
-            self.averaged_buffers = []
-        self.average_moments = optimizer_state == "average"
-        self.rounds = Rounds(
-            method,
-            workers,
-            replicas.x,
-            overlap=overlap,
-            samples=feed.samples,
-            window=RECENT,
-            companions=self._companions,
-            on_land=self._reset_optimizers if optimizer_state == "reset" else lambda: None,
-        )
-        self.stepping = stepping
-        self.gradients: Gradients | None = None
-        self.objective, self.model = objective, model
+    method: Method
+    workers: Metered
+    replicas: Replicas
+    feed: Feed
+    blocks: list[Block]
+    rounds: Rounds
+    choose: Callable[[Batch], Gradients]
+    mix_first: bool
+    exclude: bool
+    evaluate: Evaluate | None
+    on_record: Callable[[Record], None]
+    on_progress: Callable[[int, float], None]
+    seed: int
 
+    def __post_init__(self) -> None:
+        self.gradients: Gradients | None = None
         self.history: list[Record] = []
         self.excluded: dict[int, int] = {}
         self.began = time.perf_counter()
-        self.since_round = replicas.x.clone()
-        self.good, self.good_count = self.since_round, 0
-        self.losses_since_record = torch.zeros(workers.size, 0)
+        self.since_round = self.replicas.x.clone()
+        self._remember(self.since_round)
+        self.losses_since_record = torch.zeros(self.workers.size, 0)
 
     @property
     def seconds(self) -> float:
@@ -364,10 +241,9 @@ class _Simulation:
         batches = self.feed(block.rows, step)
         # Drawn from (seed, step, block), the model's own randomness does not depend on when rounds or evaluations
         # interrupt the steps.
-        torch.manual_seed(hash((self.seed, step, block.rows.start)) & (2**63 - 1))
         if self.gradients is None:
-            self.gradients = choose_gradients(self.stepping, self.replicas, self.model, self.objective, batches[0])
-            torch.manual_seed(hash((self.seed, step, block.rows.start)) & (2**63 - 1))
+            self.gradients = self.choose(batches[0])
+        torch.manual_seed(hash((self.seed, step, block.rows.start)) & (2**63 - 1))
         return block.gradients(self.gradients, batches)
 
     def _meet(self, losses: Float[Tensor, "m n"]) -> None:
@@ -381,10 +257,11 @@ class _Simulation:
             self._record(consensus, drift, leader=_leader(self.rounds.states[part]))
         if starting:
             self.since_round.copy_(self.replicas.x)
-            self.good = self.since_round
-        else:
-            self.good = self.replicas.x.clone()
-        self.good_count = self.rounds.count
+        self._remember(self.since_round if starting else self.replicas.x.clone())
+
+    def _remember(self, rows: Float[Tensor, "m d"]) -> None:
+        """Keep the state as it is now, `rows` of X, as the last that is known to be good."""
+        self.good = rows, {name: buffer.clone() for name, buffer in self.replicas.buffers.items()}, self.rounds.count
 
     def _check_finite(self, losses: Float[Tensor, "m n"]) -> None:
         """Stop at, or exclude, workers whose loss in these steps or whose model is not finite."""
@@ -392,15 +269,20 @@ class _Simulation:
         bad = self.workers.present & ~(losses.isfinite().all(1) & sizes.isfinite())
         if not bad.any():
             return
-        worker = int(bad.nonzero()[0])
-        wrong = (~losses[worker].isfinite()).nonzero()
-        step = self.rounds.count + (int(wrong[0]) + 1 if len(wrong) else losses.shape[1])
+        steps = {}
+        for worker in bad.nonzero().flatten().tolist():
+            wrong = (~losses[worker].isfinite()).nonzero()
+            steps[worker] = self.rounds.count + (int(wrong[0]) + 1 if len(wrong) else losses.shape[1])
         if not self.exclude or bad.sum() == self.workers.present.sum():
-            self.replicas.x.copy_(self.good)
-            raise NonFiniteLossError(worker, step, self._result(), self.good_count)
-        for excluded in bad.nonzero().flatten().tolist():
-            self.workers.exclude(excluded)
-            self.excluded[excluded] = step
+            rows, buffers, count = self.good
+            self.replicas.x.copy_(rows)
+            for name, buffer in buffers.items():
+                self.replicas.buffers[name].copy_(buffer)
+            worker = min(steps, key=lambda worker: steps[worker])
+            raise NonFiniteLossError(worker, steps[worker], self._result(), count)
+        for worker in steps:
+            self.workers.exclude(worker)
+        self.excluded |= steps
 
     def _distances(self) -> tuple[float, np.ndarray]:
         x = self.replicas.x
@@ -409,7 +291,7 @@ class _Simulation:
     def _record_evaluation(self) -> None:
         assert self.evaluate is not None
         paused = time.perf_counter()
-        best = _best(self._recent_losses(), self.workers)
+        best = best_worker(self._recent_losses(), self.workers)
         center = dict(self.evaluate(self.replicas.center(self.workers.present)))
         worker = dict(self.evaluate(copy.deepcopy(self.replicas.worker(best))))
         self.began += time.perf_counter() - paused
@@ -436,16 +318,6 @@ class _Simulation:
     def _recent_losses(self) -> Float[Tensor, " m"]:
         return self.rounds.losses.double().mean(1).cpu()
 
-    def _companions(self) -> list[Companion]:
-        companions: list[Companion] = [[matrix] for matrix in self.averaged_buffers]
-        if self.average_moments:
-            companions += list(zip(*(block.moments() for block in self.blocks), strict=True))
-        return companions
-
-    def _reset_optimizers(self) -> None:
-        for block in self.blocks:
-            block.reset_optimizer()
-
     def _result(self) -> Result:
         return Result(
             rows=self.replicas.x.clone(),
@@ -468,10 +340,6 @@ def _equal_batches(sizes: np.ndarray, block: int) -> list[slice]:
         result += [slice(first + part.start, first + part.stop) for part in blocks(length, block)]
         first += length
     return result
-
-
-def _best(losses: Float[Tensor, " m"], workers: Metered) -> int:
-    return int(torch.where(workers.present & losses.isfinite(), losses, torch.inf).argmin())
 
 
 def _leader(state: Mapping[str, Tensor]) -> int | tuple[int, ...] | None:

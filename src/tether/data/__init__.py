@@ -2,6 +2,7 @@
 
 from tether.data.dataset import Dataset, classification
 from tether.data.digits import digits
+from tether.data.feed import Feed
 from tether.data.mnist import fashion_mnist, mnist
 from tether.data.partition import IID, PARTITIONS, Assigned, Classes, Dirichlet, Partition, Reshuffled
 from tether.data.shards import Batches, FixedShards, ReshuffledShards, Shards
@@ -14,6 +15,7 @@ __all__ = [
     "Classes",
     "Dataset",
     "Dirichlet",
+    "Feed",
     "FixedShards",
     "Partition",
     "Reshuffled",
