@@ -112,6 +112,8 @@ def test_methods(capsys, monkeypatch):
     assert "parameters: period, alpha=None, beta=None" in out
     out, code = command(capsys, monkeypatch, "methods", "easgd")
     assert "stable for 0 < alpha < 2/(m+1)" in out
+    out, code = command(capsys, monkeypatch, "methods", "ring")
+    assert "ring as a method is decentralized" in out
     out, code = command(capsys, monkeypatch, "methods", "easdg")
     assert "did you mean 'easgd'" in code
 
@@ -154,7 +156,16 @@ def test_a_method_that_diverges_does_not_take_the_others_with_it(path, capsys, m
         (('"random-regular"', '"random"'), r"methods.sparse.topology.name: there is no 'random'"),
         (("[model]", "[model"), r"run.toml is not TOML"),
         (("batch_size = 16", "batch_size = 1000"), r"batch_size=1000: worker \d holds only"),
-        (("batch_size = 16", "batch_size = 'all'"), r"batch_size"),
+        (("batch_size = 16", "batch_size = 'all'"), r"batch_size = 'all': .*did you mean 'full'|batch_size = 'all'"),
+        (('partition = { name = "classes", classes = 3 }', "partition = 3"), r"data.partition = 3: give a name"),
+        (('"digits"', "[]"), r"data.name: which one\? There are: digits"),
+        (("[12]", "[0]"), r"model: hidden=\[0\]"),
+        (("[12]", "[-1]"), r"model: hidden=\[-1\]"),
+        (('"easgd"', "['easgd']"), r"methods.tight.name: which one\?"),
+        (("alpha = 0.35", "alpha = true"), r"methods.tight: alpha = True: "),
+        (("period = 2", "period = '2'"), r"methods.lattice: period = '2': "),
+        (("lr = 0.1", "lr = 0.1\nmomentm = 0.9"), r"^tether: optimizer: there is no key 'momentm'; did you mean 'mom"),
+        (("[model]", "[scheduler]\nname='StepLR'\nstep_size=0\n[model]"), r"tight: integer modulo by zero"),
         (("steps = 20", "steps = 20\ndevice = 'gpu'"), r"device: 'gpu' cannot be used here"),
     ],
     ids=lambda value: value[1].replace("\n", " ") if isinstance(value, tuple) else "",
@@ -162,7 +173,7 @@ def test_a_method_that_diverges_does_not_take_the_others_with_it(path, capsys, m
 def test_a_mistake_names_itself_its_place_and_what_is_near(path, capsys, monkeypatch, change, message):
     assert change[0] in CONFIG
     path.write_text(CONFIG.replace(*change, 1))
-    _, code = command(capsys, monkeypatch, "compare", path, "--methods", "tight,sparse")
+    _, code = command(capsys, monkeypatch, "compare", path, "--methods", "tight,sparse,lattice")
     assert re.search(message, str(code)), code
     assert str(code).startswith("tether: ")
 
@@ -183,6 +194,14 @@ def test_a_mistake_names_itself_its_place_and_what_is_near(path, capsys, monkeyp
 def test_a_mistake_on_the_command_line(path, capsys, monkeypatch, arguments, message):
     _, code = command(capsys, monkeypatch, "compare", path, *arguments)
     assert message in str(code)
+
+
+def test_mistakes_show_before_the_first_run(path, capsys, monkeypatch):
+    monkeypatch.setattr("tether.run.simulate", None)
+    _, code = command(capsys, monkeypatch, "compare", path, "--methods", "local,sync", "--set", "overlap=2")
+    assert "sync: overlap=2 is longer than the period" in str(code)
+    _, code = command(capsys, monkeypatch, "compare", path, "--methods", "local,hypercube", "--set", "workers=6")
+    assert "hypercube of 6 workers" in str(code)
 
 
 def test_a_missing_config(capsys, monkeypatch, tmp_path):
@@ -212,6 +231,8 @@ def test_names_of_methods(path):
     config = load(path)
     assert load_method(config, "local") == tether.LocalSGD(5)
     assert load_method(config, "ring") == tether.DecentralizedSGD(5, "ring")
+    tables = load(path, {"methods.slow": "{ name = 'ring', lazy = 0.5, period = 3 }"})
+    assert load_method(tables, "slow") == tether.DecentralizedSGD(3, tether.topology.Ring(lazy=0.5))
     assert load_method(config, "lattice") == tether.DecentralizedSGD(2, "torus")
     sparse = tether.DecentralizedSGD(5, tether.topology.RandomRegular(degree=2, lazy=0.25))
     assert load_method(config, "sparse") == sparse
@@ -222,6 +243,8 @@ def test_schedulers_and_precision(path):
     config = load(path, settings)
     result = run(config, "local")
     assert result.rows.dtype == torch.float64
+    milestones = {"scheduler": "{ name = 'MultiStepLR', milestones = [5], gamma = 0.0 }", "dtype": "float64"}
+    assert torch.equal(result.rows, run(load(path, milestones), "local").rows)
     shorter = run(load(path, settings | {"steps": "5"}), "local")
     assert torch.equal(result.rows, shorter.rows)  # from step 5 on the learning rate is 0
 

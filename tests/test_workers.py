@@ -165,3 +165,56 @@ def test_metering_changes_nothing(case):
     metered = tether.Metered(tether.Stacked(M))
     assert torch.equal(drive(metered), drive(tether.Stacked(M)))
     assert metered.bytes > 0
+
+
+def alone(method, x, rounds, exclude):
+    """Rounds without gradients and without one worker."""
+    stacked = tether.Stacked(len(x))
+    stacked.exclude(exclude)
+    driver = tether.Rounds(method, stacked, x)
+    for _ in range(rounds):
+        for part in driver.advance(torch.zeros(len(x), 1).to(x)):
+            driver.send(part, lr=0.0)
+    return driver
+
+
+def test_rows_of_a_cooperative_matrix_keep_their_sum_without_a_worker():
+    W = random_mixing_matrix(M + 2)
+    x = torch.ones(M, 3, dtype=torch.float64)
+    driver = alone(tether.CooperativeSGD(1, W, auxiliary=2), x, rounds=5, exclude=3)
+    torch.testing.assert_close(x[[0, 1, 2, 4, 5, 6, 7]], torch.ones(7, 3, dtype=torch.float64))
+    torch.testing.assert_close(driver.states[0]["auxiliary"], torch.ones(2, 3, dtype=torch.float64))
+
+
+def test_the_mean_of_those_left_is_preserved_or_the_topology_refused():
+    x = rows(d=3)
+    left = [0, 1, 2, 4, 5, 6, 7]
+    mean = x[left].mean(0)
+    alone(tether.DecentralizedSGD(1, "hypercube"), x, rounds=200, exclude=3)
+    torch.testing.assert_close(x[left], mean.expand(7, -1))
+    with pytest.raises(ValueError, match="one-way topology no longer preserves the mean"):
+        alone(tether.DecentralizedSGD(1, "one-peer-exponential"), rows(), rounds=1, exclude=3)
+    with pytest.raises(ValueError, match=r"without workers \[0\] the others fall apart"):
+        alone(tether.DecentralizedSGD(1, "star"), rows(), rounds=1, exclude=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", [case.make(1) for case in CASES], ids=[case.name for case in CASES])
+def test_half_precision(dtype, method):
+    """Every method agrees with double precision to what half precision can say; large sample counts do not overflow."""
+    start, losses = rows(d=20), torch.arange(8.0, dtype=torch.float64)[:, None]
+
+    def drive(x):
+        driver = tether.Rounds(method, tether.Stacked(M), x, samples=torch.full((M,), 60_000.0))
+        for part in driver.advance(losses.to(x)):
+            driver.send(part, lr=0.1)
+        return x.double()
+
+    torch.testing.assert_close(drive(start.to(dtype)), drive(start.clone()), rtol=0.05, atol=0.05)
+
+
+def test_dense_and_sparse_mixing_agree():
+    x = rows(m=200, d=5)
+    for name in ("ring", "complete", "exponential"):
+        W = tether.topology.as_topology(name).weights(200)
+        torch.testing.assert_close(tether.Stacked(200).mix(x, W).wait(), W.to_dense() @ x)

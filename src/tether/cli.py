@@ -65,14 +65,14 @@ def compare(
     """Run several methods at equal local steps and print a table."""
     from tether.config import ConfigError
     from tether.result import NonFiniteLossError
-    from tether.run import load_data, load_method
+    from tether.run import check, load_data
 
     settings = _load(config, overrides)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise ConfigError(f"--methods {methods}: name at least one method")
     for name in names:
-        load_method(settings, name)  # a wrong name shows before the first run, not after the last
+        check(settings, name)  # a mistake shows before the first run, not after the last
     data = load_data(settings)
     table = Table(*COLUMNS, title=_heading(settings, data), box=box.SIMPLE_HEAD, title_justify="left")
     for column in table.columns[1:]:
@@ -94,13 +94,18 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="Only this one, with all that is to say of it.")] = None,
 ) -> None:
     """List the methods: each one's equation and parameters."""
+    from tether.checks import nearest
     from tether.config import ConfigError
     from tether.methods import METHODS
-    from tether.naming import nearest
+    from tether.topology import TOPOLOGIES
 
     if name is not None:
-        if name not in METHODS:
-            raise ConfigError(f"no method is called {name!r}; {nearest(name, METHODS)}")
+        if name not in METHODS and name not in TOPOLOGIES:
+            raise ConfigError(f"no method is called {name!r}; {nearest(name, [*METHODS, *TOPOLOGIES])}")
+        if name in TOPOLOGIES:
+            console.print(f"{name} as a method is decentralized, over this topology:\n", highlight=False, markup=False)
+            console.print(f"    {inspect.getdoc(TOPOLOGIES[name])}\n", highlight=False, markup=False)
+            name = "decentralized"
         console.print(inspect.getdoc(METHODS[name]), highlight=False, markup=False)
         return
     for key, method in METHODS.items():
@@ -108,6 +113,7 @@ def methods(
         console.print(f"[bold]{key}[/]  {summary}")
         console.print(f"    {' '.join(equation.split())}", highlight=False, markup=False)
         console.print(f"    parameters: {_parameters(method)}\n", highlight=False, markup=False)
+    console.print(f"A topology's name stands for decentralized over it: {', '.join(TOPOLOGIES)}.", highlight=False)
 
 
 COLUMNS = (

@@ -27,6 +27,7 @@ named: of the dataclass or function in this library, or of the class in `torch.o
 from __future__ import annotations
 
 import inspect
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from tether.naming import nearest
+from tether.checks import nearest
 
 
 class ConfigError(ValueError):
@@ -98,7 +99,7 @@ def load(path: Path, overrides: Mapping[str, str] | None = None) -> Config:
         content = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not TOML, or not even text
         raise ConfigError(f"{path} is not TOML: {error}") from error
     for key, text in (overrides or {}).items():
         *tables, last = key.split(".")
@@ -117,11 +118,11 @@ def validate(model: type[BaseModel], content: Mapping[str, Any], place: str) -> 
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e, model, place) for e in error.errors())) from None
+        raise ConfigError("\n".join(_explain(e, model, place) for e in error.errors(include_url=False))) from None
 
 
-def choose(table: Mapping[str, Any], known: Mapping[str, Callable[..., Any]], place: str, **given: Any) -> Any:
-    """Make what a table names: look up its `name`, check its other keys against the parameters, call.
+def choose(table: Any, known: Mapping[str, Callable[..., Any]], place: str, **given: Any) -> Any:
+    """Make what a table names.
 
     Args:
         table: `name` and parameters.
@@ -132,47 +133,70 @@ def choose(table: Mapping[str, Any], known: Mapping[str, Callable[..., Any]], pl
     Raises:
         ConfigError: for an unknown name, key or kind of value, or whatever the thing named refuses.
     """
+    return maker(table, known, place, *given)(**given)
+
+
+def maker(table: Any, known: Mapping[str, Callable[..., Any]], place: str, *given: str) -> Callable[..., Any]:
+    """Look up a table's `name` and check its other keys. What is returned makes the thing, from what is given."""
+    table = _named(table)
+    if not isinstance(table, dict):
+        raise ConfigError(f"{place} = {table!r}: give a name, or a table with one. There are: {', '.join(known)}")
     parameters = dict(table)
     name = parameters.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f"{place}.name: which one? There are: {', '.join(known)}")
     if name not in known:
         raise ConfigError(f"{place}.name: there is no {name!r}; {nearest(name, known)}")
-    checked = validate(_parameters(known[name], tuple(given)), parameters, place)
+    checked = validate(_parameters(known[name], given), parameters, place)
     set_here = {key: getattr(checked, key) for key in parameters}
-    try:
-        return known[name](**given, **set_here)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{place}: {error}") from error
+
+    def make(**values: Any) -> Any:
+        try:
+            return known[name](**values, **set_here)
+        except (ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError) as error:
+            raise ConfigError(f"{place}: {error}") from error
+
+    return make
 
 
 def _parameters(target: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
     """A pydantic model of a callable's keyword parameters."""
     function = target.__init__ if inspect.isclass(target) else target
-    hints = typing.get_type_hints(function)
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError:
+        hints = {}  # annotations that only a type checker can read: let the target judge
     fields: dict[str, Any] = {}
     for name, parameter in list(inspect.signature(target).parameters.items()):
         if name in given or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         default = ... if parameter.default is parameter.empty else parameter.default
-        fields[name] = (hints.get(name, Any), default)
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+        kind = hints.get(name, Any)
+        fields[name] = (Annotated[kind, BeforeValidator(_as_tuple)] if "tuple" in str(kind) else kind, default)
+    config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     return create_model(getattr(target, "__name__", "parameters"), __config__=config, **fields)
 
 
+def _as_tuple(value: Any) -> Any:
+    """TOML has no tuples, for which `torch.optim` asks."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _explain(error: Any, model: type[BaseModel], place: str) -> str:
-    *outer, key = [str(part) for part in error["loc"]] or [""]
-    where = ": ".join(filter(None, [place, ".".join(outer)]))
+    """A pydantic error in our words: what follows the field in its location are branches of a union."""
+    key, *inner = [str(part) for part in error["loc"]] or [""]
+    if key == "methods" and inner:
+        place, key = f"{place}: methods", inner[0]
     if error["type"] == "extra_forbidden":
-        return f"{where}: there is no key {key!r}; {nearest(key, model.model_fields)}"
+        return f"{place}: there is no key {key!r}; {nearest(key, model.model_fields)}"
     if error["type"] == "missing":
-        return f"{where}: the key {key!r} is missing"
+        return f"{place}: the key {key!r} is missing"
     value, message = error["input"], error["msg"][0].lower() + error["msg"][1:]
     near = ""
     if error["type"] == "literal_error":
-        choices = typing.get_args(model.model_fields[key].annotation) if key in model.model_fields else ()
-        near = f"; {nearest(str(value), [c for c in choices if isinstance(c, str)])}"
-    return f"{where}: {key} = {value!r}: {message}{near}"
+        choices = re.findall("'([^']*)'", error["ctx"]["expected"])
+        near = f"; {nearest(str(value), choices)}"
+    return f"{place}: {key} = {value!r}: {message}{near}"
 
 
 def _value(text: str) -> Any:

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tether.checks import whole
+
 
 class Replicas:
     """r copies of a module's trainable parameters, as the rows of one matrix; its buffers likewise, beside it.
@@ -41,10 +43,15 @@ class Replicas:
     buffers: dict[str, Tensor]
 
     def __init__(self, module: nn.Module, rows: int, start: Float[Tensor, "r d"] | None = None):
-        if rows < 1:
-            raise ValueError(f"rows={rows}: there must be at least 1")
+        rows = whole("rows", rows, least=1)
         trainable = _trainable(module)
-        self._template = copy.deepcopy(module)
+        try:
+            self._template = copy.deepcopy(module)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(module).__name__} cannot be copied: {error} (old-style weight_norm does this; "
+                "torch.nn.utils.parametrizations.weight_norm does not)"
+            ) from error
         self._names = list(trainable)
         self._shapes = [p.shape for p in trainable.values()]
         self._sizes = [p.numel() for p in trainable.values()]
@@ -52,6 +59,7 @@ class Replicas:
         row = torch.cat([p.detach().reshape(-1) for p in trainable.values()])
         self.x = row.repeat(rows, 1)
         if start is not None:
+            start = torch.as_tensor(start).detach()
             if start.shape != self.x.shape:
                 raise ValueError(
                     f"start has shape {tuple(start.shape)}; {rows} workers with {len(row)} trainable parameters each "
@@ -59,7 +67,8 @@ class Replicas:
                 )
             self.x.copy_(start)
         self.buffers = {
-            name: buffer.detach().expand(rows, *buffer.shape).clone() for name, buffer in module.named_buffers()
+            name: buffer.detach().expand(rows, *buffer.shape).clone(memory_format=torch.contiguous_format)
+            for name, buffer in module.named_buffers()
         }
 
     @property
@@ -67,9 +76,9 @@ class Replicas:
         """The number of trainable parameters d."""
         return self.x.shape[1]
 
-    def averaged_buffers(self) -> list[Tensor]:
-        """The buffers of which a mean makes sense, as matrices `[r, n]` that share their memory: the real ones."""
-        return [b.view(len(b), -1) for b in self.buffers.values() if b.is_floating_point() and b.numel()]
+    def averaged_buffers(self) -> dict[str, Float[Tensor, "r n"]]:
+        """The buffers of which a mean makes sense, as matrices that share their memory: the real ones."""
+        return {n: b.view(len(b), -1) for n, b in self.buffers.items() if b.is_floating_point() and b.numel()}
 
     def views(self, rows: Float[Tensor, "*r d"]) -> dict[str, Tensor]:
         """Rows of X taken apart: each parameter by name, `[*r, *shape]`, views of the rows."""

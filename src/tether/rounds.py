@@ -8,14 +8,15 @@ update for "step-then-mix", X <- (X - lr G) W, or between gradient and update fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.checks import whole
 from tether.methods import Method, Step
 from tether.workers import Arrived, Message, Pending, Workers, land
 
@@ -32,7 +33,7 @@ class Flight:
     due: int
     rows: Tensor
     message: Message
-    companions: list[Pending]
+    companions: dict[str, Pending]
 
 
 class Rounds:
@@ -51,7 +52,7 @@ class Rounds:
         overlap: local steps between a round's start and its landing, from 0 to the period.
         samples: `[r]`, how many samples each row's worker holds; for methods that weigh by them.
         window: keep at least so many of each worker's last losses.
-        companions: what else is averaged when a round lands, as it is at the moment of the call.
+        companions: what else is averaged when a round lands, by name, as it is at the moment of the call.
         on_land: called after a round has landed.
 
     Raises:
@@ -67,11 +68,10 @@ class Rounds:
         overlap: int = 0,
         samples: Float[Tensor, " r"] | None = None,
         window: int = 1,
-        companions: Callable[[], Sequence[Companion]] = tuple,
+        companions: Callable[[], Mapping[str, Companion]] = dict,
         on_land: Callable[[], None] = lambda: None,
     ):
-        if isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 0:
-            raise ValueError(f"overlap={overlap!r}: give a whole number of local steps, 0 for none")
+        whole("overlap", overlap, least=0)
         self.parts = method.parts
         shortest = min(part.period for part in self.parts)
         if overlap > shortest:
@@ -115,19 +115,20 @@ class Rounds:
             self._land(part, self._flights.pop(part))
         return [part for part, count in enumerate(self._next) if count == self.count]
 
-    def send(self, part: int, lr: float) -> None:
-        """Start the round of a part of the method; without overlap, end it too."""
+    def send(self, part: int, lr: float) -> Message:
+        """Start the round of a part of the method; without overlap, end it too. Returns what was sent."""
         method, x, state = self.parts[part], self._x, self.states[part]
         losses = self.losses[:, -method.window :]
         step = Step(self.count, self.rounds[part], lr, losses, self._samples)
         message = method.send(x, state, self.workers, step)
-        companions = [self.workers.mean(torch.cat(list(blocks))) for blocks in self._companions()]
+        companions = {name: self.workers.mean(torch.cat(list(blocks))) for name, blocks in self._companions().items()}
         self.rounds[part] += 1
         self._next[part] += method.period
         if self.overlap:
             self._flights[part] = Flight(self.count + self.overlap, x.clone(), message, companions)
         else:
             self._land(part, Flight(self.count, x, message, companions))
+        return message
 
     def close(self) -> None:
         """Land everything that is still on its way."""
@@ -139,7 +140,7 @@ class Rounds:
         for flight in self._flights.values():
             landed = land(flight.message)
             flight.message = dict(landed) if isinstance(landed, dict) else landed
-            flight.companions = [Arrived(companion.wait()) for companion in flight.companions]
+            flight.companions = {name: Arrived(companion.wait()) for name, companion in flight.companions.items()}
         return {
             "count": self.count,
             "rounds": list(self.rounds),
@@ -151,7 +152,7 @@ class Rounds:
                     "due": flight.due,
                     "rows": flight.rows.clone(),
                     "message": _cloned(land(flight.message)),
-                    "companions": [companion.wait().clone() for companion in flight.companions],
+                    "companions": {name: companion.wait().clone() for name, companion in flight.companions.items()},
                 }
                 for part, flight in self._flights.items()
             },
@@ -173,7 +174,7 @@ class Rounds:
                 flight["due"],
                 flight["rows"].clone(),
                 _cloned(flight["message"]),
-                [Arrived(companion) for companion in flight["companions"]],
+                {name: Arrived(companion) for name, companion in flight["companions"].items()},
             )
             for part, flight in saved["flights"].items()
         }
@@ -188,8 +189,9 @@ class Rounds:
             method.receive(moved, state, message)
             x.add_(moved.sub_(flight.rows))
         # These are running averages: the mean as it arrives, not a change, which could drive a variance below zero.
-        for blocks, mean in zip(self._companions(), flight.companions, strict=True):
-            for block in blocks:
+        companions = self._companions()
+        for name, mean in flight.companions.items():
+            for block in companions[name]:
                 block.copy_(mean.wait().expand_as(block))
         self._on_land()
 
@@ -199,12 +201,3 @@ def _cloned(tensors: Any) -> Any:
     if isinstance(tensors, dict):
         return {name: value.clone() for name, value in tensors.items()}
     return tensors.clone()
-
-
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise `ValueError` unless the value is one of a `Literal`'s."""
-    if value not in get_args(choices):
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(get_args(choices))}")
-
-
-__all__ = ["Companion", "Flight", "Order", "Rounds", "check_choice"]

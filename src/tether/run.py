@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from tether.config import Config, ConfigError, choose
+from tether.checks import nearest
+from tether.config import Config, ConfigError, choose, maker
 from tether.data import PARTITIONS, Dataset, classification, digits, fashion_mnist, mnist
 from tether.history import Record
 from tether.methods import METHODS, Method
 from tether.models import MODELS, cross_entropy
-from tether.naming import nearest
 from tether.result import Result
+from tether.rounds import Rounds
 from tether.simulation import simulate
 from tether.topology import TOPOLOGIES
+from tether.workers import Stacked
 
 DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "fashion-mnist": fashion_mnist, "mnist": mnist}
 """The data sets that have a name."""
@@ -73,7 +74,9 @@ def run(
             on_record=on_record,
             on_progress=on_progress,
         )
-    except ValueError as error:
+    except ConfigError:
+        raise
+    except (ValueError, ArithmeticError) as error:
         raise ConfigError(f"{name or config.method}: {error}") from error
 
 
@@ -81,10 +84,9 @@ def load_data(config: Config) -> Dataset:
     """The data set that the config names, divided as it says; of several names the first that is there."""
     table = dict(config.data)
     partition = table.pop("partition", "iid")
-    partition = {"name": partition} if isinstance(partition, str) else partition
     names = table.get("name")
     missing = []
-    for name in names if isinstance(names, list) else [names]:
+    for name in names if isinstance(names, list) and names else [names]:
         try:
             data = choose(table | {"name": name}, DATASETS, "data")
             break
@@ -115,22 +117,33 @@ def load_method(config: Config, name: str) -> Method:
     """A method by the config's name for it, by its own, or by that of a topology: decentralized SGD over it."""
     table: dict[str, Any]
     if name in config.methods:
-        table = {"name": name} | config.methods[name]
-        if table["name"] in TOPOLOGIES and table["name"] not in METHODS:
-            table = {"topology": table["name"]} | table | {"name": "decentralized"}
-        place = f"methods.{name}"
-    elif name in METHODS:
+        table, place = {"name": name} | config.methods[name], f"methods.{name}"
+    elif name in METHODS or name in TOPOLOGIES:
         table, place = {"name": name}, "method"
-    elif name in TOPOLOGIES:
-        table, place = {"name": "decentralized", "topology": name}, "method"
     else:
         raise ConfigError(f"no method is called {name!r}; {nearest(name, [*config.methods, *METHODS, *TOPOLOGIES])}")
-    topology = table.get("topology")
-    if isinstance(topology, dict):
-        table["topology"] = choose(topology, TOPOLOGIES, f"{place}.topology")
+    kind = table["name"]
+    if isinstance(kind, str) and kind in TOPOLOGIES:
+        theirs = {field.name for field in dataclasses.fields(TOPOLOGIES[kind])}
+        graph = {"name": kind} | {key: value for key, value in table.items() if key in theirs}
+        table = {key: value for key, value in table.items() if key not in theirs}
+        table |= {"name": "decentralized", "topology": graph}
+    if isinstance(table.get("topology"), dict):
+        table["topology"] = choose(table["topology"], TOPOLOGIES, f"{place}.topology")
     if table["name"] != "sync":
         table = {"period": config.period} | table
     return choose(table, METHODS, place)
+
+
+def check(config: Config, name: str) -> None:
+    """Raise `ConfigError` if a method does not suit the config's workers or overlap; before anything is run."""
+    workers = Stacked(config.workers)
+    try:
+        Rounds(load_method(config, name), workers, torch.zeros(workers.size, 1), overlap=config.overlap)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 _OPTIMIZERS = {
@@ -150,8 +163,8 @@ _SCHEDULERS = {
 
 
 def _factory(table: dict[str, Any], known: dict[str, Any], place: str, argument: str) -> Callable[[Any], Any]:
-    """Make the optimizer or scheduler that a table names, from the parameters or the optimizer."""
-    make = functools.partial(choose, table, known, place)
+    """Makes the optimizer or scheduler that a table names, from the parameters or the optimizer."""
+    make = maker(table, known, place, argument)
     return lambda value: make(**{argument: value})
 
 

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tether.checks import check_choice, whole
 from tether.data import Dataset, Feed
 from tether.history import Record
 from tether.methods import Method
 from tether.replicas import Replicas, blocks, consensus_distance, distances
 from tether.result import RECENT, NonFiniteLossError, Result, best_worker
-from tether.rounds import Companion, Order, Rounds, check_choice
+from tether.rounds import Companion, Order, Rounds
 from tether.stepping import (
     Batch,
     Block,
@@ -31,7 +32,7 @@ from tether.stepping import (
     check_elementwise,
     choose_gradients,
 )
-from tether.workers import Metered, Stacked
+from tether.workers import Message, Metered, Stacked
 from tether.workers.meter import AllReduce
 
 Buffers = Literal["average", "local"]
@@ -89,8 +90,8 @@ def simulate(
         start: `[m, d]`, where each worker starts. Default: at the model's parameters.
         scheduler: makes a `torch.optim.lr_scheduler` from the optimizer; it advances every local step.
         accumulate: batches whose gradients are averaged in one local step.
-        buffers: "average" takes the mean of real buffers (BatchNorm's statistics) whenever a round lands, "local"
-            leaves each worker its own.
+        buffers: "average" takes the mean of real buffers (BatchNorm's statistics) over all workers whenever a round
+            lands, whatever the method does with parameters; "local" leaves each worker its own.
         optimizer_state: "local" leaves moments where they are, "average" takes their mean whenever a round lands,
             "reset" clears the state then.
         evaluate: measures of a model on held-out data, such as `tether.data.classification(data.test)`; asked of the
@@ -102,8 +103,9 @@ def simulate(
         on_progress: called every now and then with the number of local steps so far and the mean of the last losses.
         allreduce: how a mean travels, for the count of messages: "ring" or "star".
         stepping: how gradients are computed: "stacked" rows (`torch.func.vmap`), one of the "rows" after the other, or
-            "auto", stacked where the model allows it. The result is the same.
-        block: how many workers step together before the next ones do; memory and speed only.
+            "auto", stacked where the model allows it. The result is the same, but for rounding and for what the model
+            draws at random.
+        block: how many workers step together before the next ones do; likewise.
 
     Returns:
         The workers' models and the history of the run.
@@ -112,11 +114,19 @@ def simulate(
         ValueError: if an argument does not suit the others; the message names the value and the remedy.
         NonFiniteLossError: if a worker diverges and `on_nonfinite` is "stop".
     """
-    for name, value, least in (("steps", steps, 0), ("accumulate", accumulate, 1), ("block", block, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r}: give a whole number, at least {least}")
-    if evaluate_every is not None and (evaluate is None or evaluate_every < 1):
-        raise ValueError(f"evaluate_every={evaluate_every}: give `evaluate` too, and at least 1 step")
+    workers, steps, seed = whole("workers", workers, 1), whole("steps", steps, 0), whole("seed", seed, 0)
+    batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
+    accumulate, block = whole("accumulate", accumulate, 1), whole("block", block, 1)
+    if evaluate_every is not None:
+        evaluate_every = whole("evaluate_every", evaluate_every, 1)
+        if evaluate is None:
+            raise ValueError(f"evaluate_every={evaluate_every}: give `evaluate` too")
+    if not isinstance(method, Method):
+        raise ValueError(f"method={method!r}: give a method with its parameters, such as tether.LocalSGD(period=10)")
+    if not (data is None or isinstance(data, Dataset)):
+        raise ValueError(
+            f"data of type {type(data).__name__}: make it a tether.data.Dataset, from_samples or of tensors"
+        )
     check_choice("order", order, Order)
     check_choice("buffers", buffers, Buffers)
     check_choice("optimizer_state", optimizer_state, OptimizerState)
@@ -129,12 +139,13 @@ def simulate(
     feed = Feed(data, workers, batch_size, accumulate, seed, replicas.x.device)
     stepping_blocks = [Block(replicas, rows, optimizer, scheduler) for rows in _equal_batches(feed.sizes, block)]
 
-    def companions() -> list[Companion]:
-        averaged: list[Companion] = []
+    def companions() -> dict[str, Companion]:
+        averaged: dict[str, Companion] = {}
         if buffers == "average":
-            averaged += [[matrix] for matrix in replicas.averaged_buffers()]
+            averaged |= {f"buffer {name}": [matrix] for name, matrix in replicas.averaged_buffers().items()}
         if optimizer_state == "average":
-            averaged += zip(*(block.moments() for block in stepping_blocks), strict=True)
+            moments = [block.moments() for block in stepping_blocks]
+            averaged |= {f"optimizer {name}": [block[name] for block in moments] for name in moments[0]}
         return averaged
 
     def on_land() -> None:
@@ -234,6 +245,7 @@ class _Run:
         if split:
             for block in self.blocks:
                 block.update()
+            self._remember(self.replicas.x.clone())
 
     def _gradients(self, block: Block, step: int) -> Float[Tensor, " rows"]:
         """Gradients for the step `step` steps from now."""
@@ -253,8 +265,8 @@ class _Run:
         starting = self.rounds.advance(losses.to(self.replicas.x))
         for part in starting:
             consensus, drift = self._distances()
-            self.rounds.send(part, self.blocks[0].lr)
-            self._record(consensus, drift, leader=_leader(self.rounds.states[part]))
+            message = self.rounds.send(part, self.blocks[0].lr)
+            self._record(consensus, drift, leader=_leader(message))
         if starting:
             self.since_round.copy_(self.replicas.x)
         self._remember(self.since_round if starting else self.replicas.x.clone())
@@ -316,7 +328,7 @@ class _Run:
         self.on_record(record)
 
     def _recent_losses(self) -> Float[Tensor, " m"]:
-        return self.rounds.losses.double().mean(1).cpu()
+        return self.rounds.losses[:, -RECENT:].double().mean(1).cpu()
 
     def _result(self) -> Result:
         return Result(
@@ -342,8 +354,10 @@ def _equal_batches(sizes: np.ndarray, block: int) -> list[slice]:
     return result
 
 
-def _leader(state: Mapping[str, Tensor]) -> int | tuple[int, ...] | None:
-    if "leader" not in state:
+def _leader(message: Message) -> int | tuple[int, ...] | None:
+    """Who leads, if that is what a round sends."""
+    if not isinstance(message, dict) or "worker" not in message:
         return None
-    leaders = tuple(state["leader"].tolist())
+    worker = message["worker"]
+    leaders = tuple((worker if isinstance(worker, Tensor) else worker.wait()).tolist())
     return leaders[0] if len(leaders) == 1 else leaders

@@ -50,7 +50,12 @@ class _Bound(nn.Module):
         self.objective = objective
 
     def forward(self, batch: Any) -> Tensor:
+        given = dict(self.model.named_buffers())
         loss = self.objective(self.model, batch)
+        for name, buffer in self.model.named_buffers() if given else ():
+            # Assigned anew instead of changed in place: the caller would never see it.
+            if name in given and buffer is not given[name]:
+                given[name].copy_(buffer.detach())
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the objective must return one number, the loss of its batch; it returned {shape}")
@@ -115,6 +120,7 @@ def choose_gradients(
         "stacked": StackedGradients(replicas, model, objective),
         "rows": RowGradients(replicas, model, objective),
     }
+    _check_reaches_parameters(ways["rows"], replicas, model, objective, batch)
     if stepping != "auto":
         return ways[stepping]
     rows = len(batch[0]) if batch else 1
@@ -134,6 +140,40 @@ def choose_gradients(
     return ways["stacked"]
 
 
+def _check_reaches_parameters(
+    rows: Gradients, replicas: Replicas, model: nn.Module, objective: Objective, batch: Batch
+) -> None:
+    """Raise `ValueError` if rows would not be trained, or not all of them, where the module itself would be.
+
+    Rows stand in for the module's own parameters while the objective runs. An objective that does not use the model it
+    is given, or a module that keeps a parameter somewhere else as well, would silently train nothing.
+    """
+    module = copy.deepcopy(model)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    first = None if batch is None else tuple(part[:1] for part in batch)
+    with torch.enable_grad():
+        loss = objective(module, None if first is None else tuple(part[0] for part in first))
+    reached = loss.requires_grad if isinstance(loss, Tensor) else True
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        return  # said by the objective's first call in earnest
+    own = torch.autograd.grad(loss, parameters, allow_unused=True) if reached else ()
+    if not any(gradient is not None for gradient in own):
+        raise ValueError(
+            "the objective's loss does not depend on the parameters of the model it is given: compute it from its "
+            "argument `model`, not from a model that it knows otherwise, and without detach() or no_grad()"
+        )
+    row = torch.cat([p.detach().reshape(-1) for p in parameters])[None]
+    gradient = torch.empty_like(row)
+    rows(row, {name: buffer[:1].clone() for name, buffer in replicas.buffers.items()}, first, gradient)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    for name, mine, theirs in zip(names, replicas.views(gradient[0]).values(), own, strict=True):
+        if theirs is not None and theirs.any() and not mine.any():
+            raise ValueError(
+                f"{name!r} would not be trained: the module uses it through a reference that it keeps elsewhere (a "
+                "list, a closure); let forward take it from the module it belongs to"
+            )
+
+
 class Block:
     """Some rows of X that step together, with an optimizer of their own.
 
@@ -142,6 +182,9 @@ class Block:
         rows: which of them.
         optimizer: makes an elementwise `torch.optim` optimizer from a list with one parameter, `[rows, d]`.
         scheduler: makes a learning-rate scheduler from the optimizer; stepped after every local step.
+
+    Attributes:
+        lr: the learning rate of the step that `gradients` was last called for.
     """
 
     def __init__(
@@ -156,18 +199,18 @@ class Block:
         self.buffers = {name: buffer[rows] for name, buffer in replicas.buffers.items()}
         self.parameter = nn.Parameter(self.x)
         self.optimizer = optimizer([self.parameter])
+        for group in self.optimizer.param_groups:
+            # A tensor learning rate may be one object for all blocks; each block's scheduler must move its own.
+            group.update({name: value.clone() for name, value in group.items() if isinstance(value, Tensor)})
         self.scheduler = scheduler(self.optimizer) if scheduler else None
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise ValueError("ReduceLROnPlateau waits for a measure; take a scheduler that follows the steps")
         self._first_state = copy.deepcopy(self.optimizer.state_dict()["state"])
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next step."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        self.lr = 0.0
 
     def gradients(self, gradients: Gradients, batches: list[Batch]) -> Float[Tensor, " rows"]:
         """The losses of the rows; their gradients, averaged over the batches, wait for `update`."""
+        self.lr = float(self.optimizer.param_groups[0]["lr"])
         if self.parameter.grad is None:
             self.parameter.grad = torch.empty_like(self.x)
         total = self.parameter.grad
@@ -186,10 +229,10 @@ class Block:
         if self.scheduler:
             self.scheduler.step()
 
-    def moments(self) -> list[Tensor]:
-        """The optimizer's state that has a value a parameter, such as momentum: `[rows, d]` each."""
+    def moments(self) -> dict[str, Float[Tensor, "rows d"]]:
+        """The optimizer's state that has a value a parameter, such as momentum."""
         state = self.optimizer.state.get(self.parameter, {})
-        return [s for s in state.values() if isinstance(s, Tensor) and s.shape == self.x.shape]
+        return {name: s for name, s in state.items() if isinstance(s, Tensor) and s.shape == self.x.shape}
 
     def reset_optimizer(self) -> None:
         """Put the optimizer's state back to what it was before the first step."""
@@ -198,30 +241,40 @@ class Block:
 
 
 def check_elementwise(optimizer: OptimizerFactory, like: Tensor) -> None:
-    """Raise `ValueError` unless each number's update depends on its own gradients alone.
+    """Raise `ValueError` unless an optimizer of several rows treats each as if it were alone.
 
-    Rows of X share one optimizer, so one that looks across numbers (a norm of the whole tensor, a low-rank factor, a
-    line search) would mix workers. Tried out: two rows together against every number by itself.
+    Rows of X share one optimizer, so one that looks across the numbers of a matrix (a norm of the whole, a low-rank
+    factor, a line search) would mix workers. Tried out: two rows together against each by itself, with gradients
+    small and large.
     """
     generator = torch.Generator().manual_seed(0)
     start, *gradients = (torch.randn(2, 3, generator=generator).to(like) for _ in range(4))
+    gradients = [gradient * scale for gradient, scale in zip(gradients, (1.0, 1e-3, 1e3), strict=True)]
 
-    def run(pick: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
-        parameters = [nn.Parameter(p.clone()) for p in pick(start)]
-        optimizers = [optimizer([p]) for p in parameters]
+    def run(rows: slice) -> Tensor:
+        parameter = nn.Parameter(start[rows].clone())
+        memory = parameter.data_ptr()
+        mine = optimizer([parameter])
+        if not isinstance(mine, torch.optim.Optimizer):
+            raise ValueError(f"`optimizer` made a {type(mine).__name__}: it takes parameters, returns an optimizer")
+        if not any(parameter is p for group in mine.param_groups for p in group["params"]):
+            raise ValueError(
+                "`optimizer` made an optimizer of other parameters than it was given: write "
+                "optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)"
+            )
         for gradient in gradients:
-            for p, g, o in zip(parameters, pick(gradient), optimizers, strict=True):
-                p.grad = g.clone()
-                o.step()
-        return [p.detach().reshape(-1) for p in parameters]
+            parameter.grad = gradient[rows].clone()
+            mine.step()
+        if parameter.data_ptr() != memory:
+            raise ValueError("this optimizer gives parameters new memory instead of changing them in place")
+        return parameter.detach()
 
     try:
-        (together,) = run(lambda t: [t])
-        apart = torch.cat(run(lambda t: [n.view(1, 1) for n in t.view(-1)]))
-    except (TypeError, RuntimeError, ValueError) as error:
+        together, apart = run(slice(0, 2)), torch.cat([run(slice(0, 1)), run(slice(1, 2))])
+    except (TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"this optimizer does not step on a plain matrix of numbers: {error}") from error
     if not torch.allclose(together, apart, rtol=1e-3, atol=1e-6):
         raise ValueError(
-            "this optimizer is not elementwise: the update of one number depends on others, so workers would "
-            "influence one another. Use one such as SGD, Adam, AdamW, RMSprop or Adagrad"
+            "this optimizer is not elementwise: one row's update depends on the others, so workers would influence "
+            "one another. Use one such as SGD, Adam, AdamW, RMSprop or Adagrad"
         )

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 import networkx as nx
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tether.naming import nearest
+from tether.checks import nearest
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,15 @@ class FromGraph(Topology):
 
     given: nx.Graph | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.given, nx.Graph) or self.given.is_directed():
+            raise ValueError("FromGraph takes an undirected networkx graph: FromGraph(graph)")
+        # What the user does to the graph later must not change the topology of a run, nor miss its matrix's cache.
+        object.__setattr__(self, "given", nx.freeze(self.given.copy()))
+
     def graph(self, workers: int) -> nx.Graph:  # noqa: D102
-        if self.given is None or self.given.is_directed():
-            raise ValueError("FromGraph takes an undirected networkx graph: FromGraph(given=graph)")
+        assert self.given is not None
         if len(self.given) != workers:
             raise ValueError(f"the graph has {len(self.given)} nodes for {workers} workers: it needs one a worker")
         graph = _numbered(self.given)
@@ -232,7 +238,9 @@ def as_topology(topology: str | Topology | nx.Graph) -> Topology:
     if isinstance(topology, Topology):
         return topology
     if isinstance(topology, nx.Graph):
-        return FromGraph(given=topology)
+        return FromGraph(topology)
+    if not isinstance(topology, str):
+        raise ValueError(f"topology={topology!r}: give a name, a Topology or a networkx graph")
     if topology in TOPOLOGIES:
         return TOPOLOGIES[topology]()
     raise ValueError(f"no topology is called {topology!r}; {nearest(topology, TOPOLOGIES)}")
@@ -301,6 +309,26 @@ def check_mixing_matrix(weights: Tensor | np.ndarray, tolerance: float = 1e-9) -
                 f"the mixing matrix has an eigenvalue of {extreme:.6g} besides the one of consensus; all others must "
                 "lie inside (-1, 1), or workers never come together: connect the graph, or make the weights lazier"
             )
+
+
+def check_present(weights: Float[Tensor, "m m"], present: Bool[Tensor, " m"]) -> None:
+    """Raise unless the workers that are left, of those in a mixing matrix, still come together.
+
+    Raises:
+        ValueError: if some were excluded and the others can no longer reach one another, or can only unevenly.
+    """
+    if present.all():
+        return
+    W = _dense(weights)
+    absent = (~present).nonzero().flatten().tolist()
+    if not np.allclose(W, W.T):
+        raise ValueError(
+            f"without workers {absent} this one-way topology no longer preserves the mean; take a symmetric one, or "
+            "stop at the first worker that diverges"
+        )
+    left = W[np.ix_(present.numpy(), present.numpy())]
+    if not nx.is_connected(nx.from_numpy_array(left)):
+        raise ValueError(f"without workers {absent} the others fall apart; take a topology with more links")
 
 
 @functools.lru_cache(maxsize=64)

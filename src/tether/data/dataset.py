@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from tether.checks import nearest
 from tether.data.partition import IID, PARTITIONS, Assigned, Partition
 from tether.data.shards import Shards
-from tether.naming import nearest
 
 Samples = tuple[Tensor, ...]
 
@@ -41,6 +41,12 @@ class Dataset:
     classes: int | None = None
 
     def __post_init__(self) -> None:
+        for part, samples in (("train", self.train), ("test", self.test)):
+            whole = isinstance(samples, tuple) and samples and all(isinstance(t, Tensor) for t in samples)
+            if not whole and not (part == "test" and samples is None):
+                raise ValueError(
+                    f"{part} is a tuple of tensors, such as (inputs, labels), not {type(samples).__name__}"
+                )
         for part, samples in (("train", self.train), ("test", self.test)):
             counts = {len(t) for t in samples or ()}
             if len(counts) > 1:

@@ -56,6 +56,8 @@ def _read(folder: Path, name: str, hint: str) -> Dataset:
             raise ValueError(f"{folder}: {part} has {len(images)} images but {len(labels)} labels")
         raw[part] = torch.from_numpy(images).unsqueeze(1).float(), torch.from_numpy(labels).long()
     (train_x, train_y), (test_x, test_y) = raw["train"], raw["t10k"]
+    if not len(train_x) or not len(test_x) or train_x.min() == train_x.max():
+        raise ValueError(f"{folder}: there is nothing to tell apart in {len(train_x)} and {len(test_x)} images")
     deviation, mean = torch.std_mean(train_x, correction=0)
     scaled = ((x - mean) / deviation for x in (train_x, test_x))
     classes = int(train_y.max()) + 1

@@ -75,7 +75,13 @@ class Classes:
         held: list[list[np.ndarray]] = [[] for _ in range(workers)]
         for name in names:
             holders = np.flatnonzero((slots == name).any(1))
-            pieces = np.array_split(rng.permutation(np.flatnonzero(labels == name)), len(holders))
+            mine = rng.permutation(np.flatnonzero(labels == name))
+            if len(mine) < len(holders):
+                raise ValueError(
+                    f"class {name} has {len(mine)} samples for the {len(holders)} workers that are to hold it; use "
+                    "fewer workers or fewer classes a worker"
+                )
+            pieces = np.array_split(mine, len(holders))
             for worker, piece in zip(holders, pieces, strict=True):
                 held[worker].append(piece)
         return FixedShards([np.concatenate(pieces) for pieces in held], seed)
@@ -106,7 +112,7 @@ class Dirichlet:
         labels = _check_labels(labels, "Dirichlet")
         _check_enough(samples, workers * self.min_samples)
         rng = _rng(seed)
-        for _ in range(1000):
+        for _ in range(200):
             held: list[list[np.ndarray]] = [[] for _ in range(workers)]
             for name in np.unique(labels):
                 mine = rng.permutation(np.flatnonzero(labels == name))
@@ -117,7 +123,7 @@ class Dirichlet:
                 return FixedShards([np.concatenate(pieces) for pieces in held], seed)
         raise ValueError(
             f"beta={self.beta} leaves some of {workers} workers with fewer than {self.min_samples} of {samples} "
-            "samples in each of 1,000 draws; raise beta or lower min_samples"
+            "samples in each of 200 draws; raise beta or lower min_samples"
         )
 
 
@@ -154,8 +160,11 @@ class Assigned:
         """See `Partition.shards`."""
         if len(self.indices) != workers:
             raise ValueError(f"{len(self.indices)} shards for {workers} workers: give one a worker")
-        held = [np.asarray(mine, dtype=np.int64) for mine in self.indices]
+        held = [np.asarray(mine) for mine in self.indices]
+        held = [mine if len(mine) else mine.astype(np.int64) for mine in held]
         for worker, mine in enumerate(held):
+            if mine.dtype.kind not in "iu":
+                raise ValueError(f"worker {worker} is given {mine.dtype} values; its samples are whole numbers")
             if len(mine) and not 0 <= mine.min() <= mine.max() < samples:
                 raise ValueError(f"worker {worker} is given a sample outside 0 to {samples - 1}")
         return FixedShards(held, seed)

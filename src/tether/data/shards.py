@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from tether.checks import whole
+
 
 @runtime_checkable
 class Shards(Protocol):
@@ -95,8 +97,8 @@ class Batches:
     """
 
     def __init__(self, shards: Shards, batch_size: int | None):
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: a batch holds at least 1 sample; None takes the whole shard")
+        if batch_size is not None:
+            batch_size = whole("batch_size", batch_size, least=1)
         least = int(shards.sizes.argmin())
         if batch_size is not None and batch_size > shards.sizes[least]:
             raise ValueError(

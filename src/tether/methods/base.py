@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.checks import whole
 from tether.workers import Message, Workers
 
 State: TypeAlias = dict[str, Tensor]
@@ -66,7 +67,7 @@ class Method:
     window = 1
 
     def __post_init__(self) -> None:
-        check_period(self.period)
+        whole("period", self.period, least=1)
 
     @property
     def parts(self) -> tuple[Method, ...]:
@@ -85,9 +86,3 @@ class Method:
     def receive(self, x: Float[Tensor, "r d"], state: State, message: Any) -> None:
         """End a round: move x and state, in place, by what arrived."""
         raise TypeError(f"{type(self).__name__} does not say what a round does with what it receives")
-
-
-def check_period(period: int, name: str = "period") -> None:
-    """Raise `ValueError` unless the period is a whole number of steps, at least 1."""
-    if isinstance(period, bool) or not isinstance(period, int) or period < 1:
-        raise ValueError(f"{name}={period!r}: a round needs at least 1 local step before it; give a whole number >= 1")

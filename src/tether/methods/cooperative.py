@@ -47,19 +47,23 @@ class CooperativeSGD(Method):
         object.__setattr__(self, "W", tuple(map(tuple, matrix.tolist())))
 
     def init(self, x: Float[Tensor, "r d"], workers: Workers) -> State:
-        """The auxiliary variables Z, `[v, d]`, and the blocks of W that act on workers and on them."""
+        """The auxiliary variables Z, `[v, d]`, at the mean of the workers."""
         m, v = workers.size, self.auxiliary
         if len(self.W) != m + v:
             raise ValueError(
                 f"W is {len(self.W)} x {len(self.W)}; {m} workers and {v} auxiliary variables need {m + v}"
             )
-        return {"auxiliary": workers.mean(x).wait().repeat(v, 1)}
+        start = workers.mean(x).wait() if v else x[:1]
+        return {"auxiliary": start.repeat(v, 1)}
 
     def send(self, x: Float[Tensor, "r d"], state: State, workers: Workers, step: Step) -> Message:
         """Each row's mixture with the other rows, and what the rows add to the auxiliary variables."""
-        W, m = torch.tensor(self.W, dtype=torch.float64, device=x.device), workers.size
-        xx, zx = W[:m, :m], W[m:, :m]
-        xz, zz = W[workers.rows.start : workers.rows.stop, m:].to(x), W[m:, m:].to(x)
+        W, m = torch.tensor(self.W, dtype=torch.float64), workers.size
+        present = workers.present.to(W)
+        xx, zx = W[:m, :m].to(x.device), W[m:, :m]
+        xz = W[workers.rows.start : workers.rows.stop, m:].to(x)
+        # The weight that an absent worker had in an auxiliary variable goes to that variable itself.
+        zz = (W[m:, m:] + torch.diag(zx @ (1 - present))).to(x)
         # Row i's part in auxiliary variable k is w_ki x_i: side by side, their mean over the workers is one message.
         parts = torch.cat([x * column[workers.rows, None] for column in zx.to(x)] or [x[:, :0]], dim=1)
         message: dict[str, Pending | Tensor] = {
@@ -68,7 +72,7 @@ class CooperativeSGD(Method):
             "auxiliary": zz @ state["auxiliary"],
         }
         if self.auxiliary:
-            message["from_workers"] = workers.mean(parts * m)
+            message["from_workers"] = workers.mean(parts * present.sum().to(x))
         return message
 
     def receive(self, x: Float[Tensor, "r d"], state: State, message: dict[str, Tensor]) -> None:

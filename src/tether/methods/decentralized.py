@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.methods.base import Method, State, Step
-from tether.topology import Topology, as_topology
+from tether.topology import Topology, as_topology, check_present
 from tether.workers import Message, Workers
 
 
@@ -34,7 +34,7 @@ class DecentralizedSGD(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        as_topology(self.topology)
+        object.__setattr__(self, "topology", as_topology(self.topology))
 
     def init(self, x: Float[Tensor, "r d"], workers: Workers) -> State:
         """No state; makes sure that there is such a graph."""
@@ -43,7 +43,9 @@ class DecentralizedSGD(Method):
 
     def send(self, x: Float[Tensor, "r d"], state: State, workers: Workers, step: Step) -> Message:
         """Each row's mixture with its neighbours."""
-        return workers.mix(x, as_topology(self.topology).weights(workers.size, step.round))
+        weights = as_topology(self.topology).weights(workers.size, step.round)
+        check_present(weights, workers.present)
+        return workers.mix(x, weights)
 
     def receive(self, x: Float[Tensor, "r d"], state: State, mixed: Float[Tensor, "r d"]) -> None:
         """Every row becomes its mixture."""

@@ -21,7 +21,8 @@ class FedAvg(Method):
     x_i <- sum_(j in S) n_j x_j / sum_(j in S) n_j,    S a random set of max(1, fraction m) workers
 
     McMahan et al., "Communication-efficient learning of deep networks from decentralized data" (2017). Everyone
-    computes and receives the mean; the steps of those outside S are thrown away, as if they had rested.
+    computes and receives the mean, but the parameters of those outside S are thrown away; what else their steps
+    moved (an optimizer's moments, their place in their data) stays moved.
 
     Args:
         period: local steps between rounds (tau), at least 1.

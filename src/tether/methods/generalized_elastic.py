@@ -37,7 +37,7 @@ class GeneralizedElastic(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        as_topology(self.topology)
+        object.__setattr__(self, "topology", as_topology(self.topology))
 
     def init(self, x: Float[Tensor, "r d"], workers: Workers) -> State:
         """The anchor z, `[1, d]`, at the mean of the workers, and the elasticity."""

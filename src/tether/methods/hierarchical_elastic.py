@@ -47,7 +47,7 @@ class HierarchicalElastic(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        as_topology(self.topology)
+        object.__setattr__(self, "topology", as_topology(self.topology))
 
     def init(self, x: Float[Tensor, "r d"], workers: Workers) -> State:
         """Each row's copy of its group's anchor, `[r, d]`, at the mean of all workers, and the elasticity.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.methods.base import Method, State, Step, check_period
+from tether.checks import whole
+from tether.methods.base import Method, State, Step
 from tether.workers import Message, Workers, check_groups
 
 
@@ -41,28 +42,25 @@ class LSGD(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_period(self.window, "window")
-        self._check_pull(self.pull if not self.pull_scaled_by_lr else min(self.pull, 1.0))
-
-    def _check_pull(self, pull: float) -> None:
-        if not 0 < pull < 2:
-            raise ValueError(f"pull={pull:.6g}: a pull moves workers toward the leader only if it lies between 0 and 2")
+        whole("window", self.window, least=1)
+        if not 0 < self.pull < (float("inf") if self.pull_scaled_by_lr else 2):
+            raise ValueError(f"pull={self.pull:g}: a pull brings workers to the leader only if it lies between 0 and 2")
 
     def init(self, x: Float[Tensor, "r d"], workers: Workers) -> State:
-        """Who leads, `[groups]`; nobody (-1) before the first round."""
+        """No state; checks the groups against the number of workers."""
         check_groups(workers.size, self.groups)
-        return {"leader": x.new_full((self.groups or 1,), -1).long()}
+        return {}
 
     def send(self, x: Float[Tensor, "r d"], state: State, workers: Workers, step: Step) -> Message:
         """The leader's row and its number."""
         pull = self.pull * step.lr if self.pull_scaled_by_lr else self.pull
-        self._check_pull(pull)
+        if pull >= 2:
+            raise ValueError(f"pull={self.pull:g} times the learning rate of {step.lr:g} is {pull:g}; keep it below 2")
         return workers.best(x, step.losses.mean(1), within=self.groups) | {"pull": x.new_tensor(pull)}
 
     def receive(self, x: Float[Tensor, "r d"], state: State, message: dict[str, Tensor]) -> None:
         """Every row moves toward its leader."""
         x.lerp_(message["row"], message["pull"])
-        state["leader"].copy_(message["worker"])
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class MultiLeaderLSGD(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_period(self.global_period, "global_period")
+        whole("global_period", self.global_period, least=1)
         assert self.parts  # builds both parts, which check their own parameters
 
     @property

