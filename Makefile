@@ -12,7 +12,7 @@ demo: .venv/tether
 	@$(COMPARE)
 
 test: .venv/development
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 lint: .venv/development
 	$(BIN)/ruff check .

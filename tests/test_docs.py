@@ -13,7 +13,7 @@ from tether.config import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)  # a loop under torchrun is `python no-run`
 COMMANDS = re.findall(r"^tether .*$", README, re.MULTILINE)
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import tether
+from tether.result import center
 
 
 def net():
@@ -50,11 +51,12 @@ def test_center_is_the_mean_with_buffers():
     replicas = tether.Replicas(net(), 3)
     replicas.x.copy_(torch.arange(3.0)[:, None].expand_as(replicas.x))
     replicas.buffers["1.running_var"].copy_(torch.arange(3.0)[:, None].expand(3, 4))
-    center = replicas.center(torch.ones(3, dtype=torch.bool))
-    assert all((p == 1).all() for p in center.parameters())
-    assert (center[1].running_var == 1).all()
-    without = replicas.center(torch.tensor([True, True, False]))
-    assert all((p == 0.5).all() for p in without.parameters())
+    workers = tether.Stacked(3)
+    mean = center(replicas, workers)
+    assert all((p == 1).all() for p in mean.parameters())
+    assert (mean[1].running_var == 1).all()
+    workers.exclude(2)
+    assert all((p == 0.5).all() for p in center(replicas, workers).parameters())
 
 
 def test_frozen_parameters_stay_out():

@@ -464,7 +464,8 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_others():
         ({"on_nonfinite": "ignore"}, "on_nonfinite='ignore'"),
         ({"stepping": "fast"}, "stepping='fast'"),
         ({"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, "ReduceLROnPlateau"),
-        ({"start": torch.zeros(3, 7)}, "start has shape"),
+        ({"start": torch.zeros(4, 7)}, "start has shape"),
+        ({"start": torch.zeros(3, 650)}, "start has 3 rows for 4 workers"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

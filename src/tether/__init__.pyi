@@ -1,6 +1,8 @@
 from . import data as data
 from . import models as models
 from . import topology as topology
+from .attachment import Attached as Attached
+from .attachment import attach as attach
 from .history import Record as Record
 from .methods import EASGD as EASGD
 from .methods import LSGD as LSGD
@@ -22,5 +24,6 @@ from .simulation import simulate as simulate
 from .topology import Topology as Topology
 from .workers import Metered as Metered
 from .workers import Pending as Pending
+from .workers import Ranks as Ranks
 from .workers import Stacked as Stacked
 from .workers import Workers as Workers

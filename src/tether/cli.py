@@ -38,11 +38,12 @@ def train(
     method: Annotated[str | None, typer.Option(help="Which method; default: the config's `method`.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train with one method."""
+    """Train with one method; under torchrun, on real workers."""
     from tether.result import NonFiniteLossError
-    from tether.run import load_data
+    from tether.run import load_data, processes
 
     settings = _load(config, overrides)
+    console.quiet = processes()[0] > 0
     name = method or settings.method
     data = load_data(settings)
     console.print(_heading(settings, data), highlight=False)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -101,18 +101,25 @@ class Replicas:
         """A module whose parameters and buffers are views of a row."""
         return self.bind(copy.deepcopy(self._template), row)
 
-    def center(self, present: Bool[Tensor, " r"]) -> nn.Module:
-        """A module of its own: the mean of the workers present. Of buffers that are whole numbers, the first's."""
-        chosen = present.to(self.x.device)
+    def module(self, matrices: dict[str, Float[Tensor, "1 n"]]) -> nn.Module:
+        """A module of its own with these parameters and real buffers, and this process's first row's other buffers.
+
+        Args:
+            matrices: one row of each of `matrices`, such as their means.
+        """
+        row = matrices["x"][0]
+        values = self.views(row) | {name: buffer[0] for name, buffer in self.buffers.items()}
+        values |= {name: matrix.view_as(values[name]) for name, matrix in matrices.items() if name != "x"}
         module = copy.deepcopy(self._template)
-        means = self.views(self.x[chosen].mean(0))
-        for name, buffer in self.buffers.items():
-            means[name] = buffer[chosen].mean(0) if buffer.is_floating_point() else buffer[chosen][0]
         with torch.no_grad():
             for name, mine in [*module.named_parameters(), *module.named_buffers()]:
-                if name in means:
-                    mine.copy_(means[name])
+                if name in values:
+                    mine.copy_(values[name])
         return module
+
+    def matrices(self) -> dict[str, Float[Tensor, "r n"]]:
+        """X, as "x", and the real buffers by name: all of which a mean over workers makes sense."""
+        return {"x": self.x} | self.averaged_buffers()
 
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -150,12 +157,6 @@ def blocks(rows: int, block: int) -> Iterator[slice]:
     """Consecutive blocks of at most so many rows."""
     for first in range(0, rows, block):
         yield slice(first, min(first + block, rows))
-
-
-def consensus_distance(x: Float[Tensor, "r d"], present: Bool[Tensor, " r"]) -> float:
-    """V = (1/m) sum_i ||x_i - mean(x)||^2 over the workers present (Khaled et al., "local GD", slide on V_t)."""
-    chosen = x[present.to(x.device)] if not present.all() else x
-    return float(distances(chosen, chosen.mean(0, keepdim=True)).square().mean())
 
 
 def distances(x: Float[Tensor, "r d"], y: Float[Tensor, "#r d"]) -> Float[Tensor, " r"]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tether.history import Record
 from tether.methods import Method
-from tether.replicas import Replicas, consensus_distance
-from tether.workers import Metered
+from tether.replicas import Replicas, distances
+from tether.workers import Workers, contest
 
 RECENT = 10
 """The best worker is the one with the least training loss over so many of its last batches (Leader SGD, section 4)."""
@@ -23,27 +22,32 @@ class Result:
     """What a simulation leaves behind.
 
     Attributes:
-        rows: `[m, d]`, the workers' models; row i is `torch.nn.utils.parameters_to_vector` of the trainable ones.
+        rows: `[r, d]`, the models of the workers in this process, of a simulation all m; a row is
+            `torch.nn.utils.parameters_to_vector` of the trainable parameters.
         losses: `[m]`, each worker's mean training loss over its last batches.
         history: a record for every round and every evaluation.
         excluded: workers that were left out because they diverged, and at which step.
         seconds: wall-clock time of training, evaluations left out.
         method: what a round did.
+        messages: messages sent, by all workers together.
+        bytes: bytes sent, by all workers together.
     """
 
-    rows: Float[Tensor, "m d"]
+    rows: Float[Tensor, "r d"]
     losses: Float[Tensor, " m"]
     history: list[Record]
     excluded: dict[int, int]
     seconds: float
     method: Method
+    messages: int
+    bytes: int
     _replicas: Replicas
-    _workers: Metered
+    _workers: Workers
 
     @property
     def workers(self) -> int:
         """The number of workers m."""
-        return len(self.rows)
+        return self._workers.size
 
     @property
     def rounds(self) -> int:
@@ -51,19 +55,9 @@ class Result:
         return self.history[-1].round if self.history else 0
 
     @property
-    def messages(self) -> int:
-        """Messages sent, by all workers together."""
-        return self._workers.messages
-
-    @property
-    def bytes(self) -> int:
-        """Bytes sent, by all workers together."""
-        return self._workers.bytes
-
-    @property
     def consensus(self) -> float:
-        """The consensus distance (1/m) sum_i ||x_i - mean(x)||^2 of the final rows."""
-        return consensus_distance(self.rows, self._workers.present)
+        """The consensus distance (1/m) sum_i ||x_i - mean(x)||^2 of the final rows. Every process asks."""
+        return consensus_distance(self.rows, self._workers)
 
     @property
     def best_worker(self) -> int:
@@ -71,16 +65,16 @@ class Result:
         return best_worker(self.losses, self._workers)
 
     def center(self) -> nn.Module:
-        """The mean of the workers, buffers included."""
-        return self._replicas.center(self._workers.present)
+        """The mean of the workers, buffers included. Every process asks."""
+        return center(self._replicas, self._workers)
 
     def best(self) -> nn.Module:
-        """The worker with the least training loss over its last batches."""
-        return self.worker(self.best_worker)
+        """The worker with the least training loss over its last batches. Every process asks."""
+        return best(self._replicas, self._workers, self.losses)
 
     def worker(self, number: int) -> nn.Module:
-        """One worker's model; its own copy."""
-        return copy.deepcopy(self._replicas.worker(number))
+        """One worker's model, of those in this process; its own copy."""
+        return copy.deepcopy(self._replicas.worker(number - self._workers.rows.start))
 
 
 class NonFiniteLossError(RuntimeError):
@@ -101,6 +95,24 @@ class NonFiniteLossError(RuntimeError):
         self.worker, self.step, self.result = worker, step, result
 
 
-def best_worker(losses: Float[Tensor, " m"], workers: Metered) -> int:
+def best_worker(losses: Float[Tensor, " m"], workers: Workers) -> int:
     """The present worker with the least loss."""
-    return int(torch.where(workers.present & losses.isfinite(), losses, torch.inf).argmin())
+    return int(contest(workers.present, losses).argmin())
+
+
+def center(replicas: Replicas, workers: Workers) -> nn.Module:
+    """The mean of the workers present, buffers included."""
+    return replicas.module({name: workers.mean(matrix).wait() for name, matrix in replicas.matrices().items()})
+
+
+def best(replicas: Replicas, workers: Workers, losses: Float[Tensor, " m"]) -> nn.Module:
+    """The present worker with the least loss."""
+    mine = losses[workers.rows].to(replicas.x)
+    found = {name: workers.best(matrix, mine)["row"] for name, matrix in replicas.matrices().items()}
+    return replicas.module({name: row if isinstance(row, Tensor) else row.wait() for name, row in found.items()})
+
+
+def consensus_distance(x: Float[Tensor, "r d"], workers: Workers) -> float:
+    """V = (1/m) sum_i ||x_i - mean(x)||^2 over the workers present (Khaled et al., "local GD", slide on V_t)."""
+    squares = workers.gather(distances(x, workers.mean(x).wait()).square())
+    return float(squares[workers.present.to(squares.device)].mean())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -22,8 +22,29 @@ from tether.workers import Arrived, Message, Pending, Workers, land
 
 Order = Literal["step-then-mix", "mix-then-step"]
 
-Companion: TypeAlias = "Sequence[Tensor]"
-"""A matrix `[r, n]`, in blocks of rows, that is averaged whenever a round lands: buffers, an optimizer's moments."""
+
+@dataclass(frozen=True)
+class Companion:
+    """A matrix `[r, n]` that is averaged whenever a round lands: buffers, an optimizer's moments.
+
+    Attributes:
+        blocks: the matrix in pieces that share their memory with what they are pieces of.
+        dim: 0 if they are blocks of rows, 1 if of columns.
+    """
+
+    blocks: Sequence[Tensor]
+    dim: int = 0
+
+    def gather(self) -> Float[Tensor, "r n"]:
+        """The matrix in one piece, a copy."""
+        return torch.cat(list(self.blocks), dim=self.dim)
+
+    def scatter(self, mean: Float[Tensor, "1 n"]) -> None:
+        """Every row becomes the mean."""
+        sizes = [block.shape[1] for block in self.blocks]
+        parts = mean.split(sizes, dim=1) if self.dim == 1 else [mean] * len(sizes)
+        for block, part in zip(self.blocks, parts, strict=True):
+            block.copy_(part.expand_as(block))
 
 
 @dataclass
@@ -121,7 +142,7 @@ class Rounds:
         losses = self.losses[:, -method.window :]
         step = Step(self.count, self.rounds[part], lr, losses, self._samples)
         message = method.send(x, state, self.workers, step)
-        companions = {name: self.workers.mean(torch.cat(list(blocks))) for name, blocks in self._companions().items()}
+        companions = {name: self.workers.mean(each.gather()) for name, each in self._companions().items()}
         self.rounds[part] += 1
         self._next[part] += method.period
         if self.overlap:
@@ -129,6 +150,12 @@ class Rounds:
         else:
             self._land(part, Flight(self.count, x, message, companions))
         return message
+
+    def join(self, part: int, lr: float) -> None:
+        """Take part in a round that others start, wherever this process is: what is on its way lands, so does this."""
+        self.close()
+        self.send(part, lr)
+        self.close()
 
     def close(self) -> None:
         """Land everything that is still on its way."""
@@ -191,8 +218,7 @@ class Rounds:
         # These are running averages: the mean as it arrives, not a change, which could drive a variance below zero.
         companions = self._companions()
         for name, mean in flight.companions.items():
-            for block in companions[name]:
-                block.copy_(mean.wait().expand_as(block))
+            companions[name].scatter(mean.wait())
         self._on_land()
 
 

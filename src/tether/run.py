@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from tether.checks import nearest
@@ -19,7 +21,7 @@ from tether.result import Result
 from tether.rounds import Rounds
 from tether.simulation import simulate
 from tether.topology import TOPOLOGIES
-from tether.workers import Stacked
+from tether.workers import Ranks, Stacked
 
 DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "fashion-mnist": fashion_mnist, "mnist": mnist}
 """The data sets that have a name."""
@@ -33,7 +35,7 @@ def run(
     on_record: Callable[[Record], None] = lambda record: None,
     on_progress: Callable[[int, float], None] = lambda count, loss: None,
 ) -> Result:
-    """Train as a config says.
+    """Train as a config says: all workers here, or, in a process that torchrun started, this process's part of them.
 
     Args:
         config: the run.
@@ -46,6 +48,7 @@ def run(
         ConfigError: if the config names what does not exist or does not fit.
     """
     data = data or load_data(config)
+    workers = _workers(config)
     method = load_method(config, name or config.method)
     optimizer = _factory(config.optimizer, _OPTIMIZERS, "optimizer", "params")
     scheduler = _factory(config.scheduler, _SCHEDULERS, "scheduler", "optimizer") if config.scheduler else None
@@ -54,7 +57,7 @@ def run(
             load_model(config, data),
             method,
             data,
-            workers=config.workers,
+            workers=workers,
             objective=cross_entropy,
             optimizer=optimizer,
             scheduler=scheduler,
@@ -78,6 +81,31 @@ def run(
         raise
     except (ValueError, ArithmeticError) as error:
         raise ConfigError(f"{name or config.method}: {error}") from error
+
+
+def processes() -> tuple[int, int]:
+    """Which process this is, and of how many, as torchrun says; the first of one otherwise."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _workers(config: Config) -> int | Ranks:
+    """The number of workers to simulate here; or, under torchrun, how to reach those of the other processes."""
+    _, count = processes()
+    if count == 1:
+        return config.workers
+    rows, rest = divmod(config.workers, count)
+    if rest or not rows:
+        raise ConfigError(f"workers = {config.workers}: {count} processes need a multiple of {count}")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if _device(config).startswith("cuda") else "gloo")
+    return Ranks(rows=rows)
+
+
+def _device(config: Config) -> str:
+    """The device to train on; under torchrun each process of a machine has a GPU of its own."""
+    if config.device != "auto":
+        return config.device
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def load_data(config: Config) -> Dataset:
@@ -104,11 +132,8 @@ def load_model(config: Config, data: Dataset) -> nn.Module:
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
         model = choose(config.model, MODELS, "model", shape=shape, classes=data.classes)
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return model.to(device=device, dtype=_dtype(config))
+        return model.to(device=_device(config), dtype=_dtype(config))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {config.device!r} cannot be used here: {error}") from error
 

@@ -1,13 +1,12 @@
-"""All workers in this process: local steps on the rows of X, rounds between them, a record of both."""
+"""Workers on the rows of X: local steps, rounds between them, a record of both; all in this process, or a part."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from tether.checks import check_choice, whole
 from tether.data import Dataset, Feed
 from tether.history import Record
 from tether.methods import Method
-from tether.replicas import Replicas, blocks, consensus_distance, distances
-from tether.result import RECENT, NonFiniteLossError, Result, best_worker
+from tether.replicas import Replicas, blocks, distances
+from tether.result import RECENT, NonFiniteLossError, Result, best, best_worker, center, consensus_distance
 from tether.rounds import Companion, Order, Rounds
 from tether.stepping import (
     Batch,
@@ -32,7 +31,7 @@ from tether.stepping import (
     check_elementwise,
     choose_gradients,
 )
-from tether.workers import Message, Metered, Stacked
+from tether.workers import Message, Metered, Stacked, Workers
 from tether.workers.meter import AllReduce
 
 Buffers = Literal["average", "local"]
@@ -49,7 +48,7 @@ def simulate(
     method: Method,
     data: Dataset | None = None,
     *,
-    workers: int,
+    workers: int | Workers,
     objective: Objective,
     optimizer: OptimizerFactory,
     steps: int,
@@ -77,7 +76,8 @@ def simulate(
         model: what to train; not changed. Every worker starts from its parameters, on its device.
         method: what a round between workers does, and how often.
         data: training samples and who holds what, or None for an objective that needs none.
-        workers: number of workers m.
+        workers: number of workers m, all in this process; or, in a process of several, where the rows of all are:
+            `tether.Ranks(rows=r)`, when every process makes the same call.
         objective: objective(model, batch) -> scalar loss; batch is the tuple of tensors in `data.train`, indexed.
         optimizer: makes an elementwise `torch.optim` optimizer from parameters: `lambda p: torch.optim.SGD(p, lr=.1)`.
             It is given one parameter for a block of workers, `[rows, d]`.
@@ -114,7 +114,7 @@ def simulate(
         ValueError: if an argument does not suit the others; the message names the value and the remedy.
         NonFiniteLossError: if a worker diverges and `on_nonfinite` is "stop".
     """
-    workers, steps, seed = whole("workers", workers, 1), whole("steps", steps, 0), whole("seed", seed, 0)
+    steps, seed = whole("steps", steps, 0), whole("seed", seed, 0)
     batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
     accumulate, block = whole("accumulate", accumulate, 1), whole("block", block, 1)
     if evaluate_every is not None:
@@ -133,19 +133,24 @@ def simulate(
     check_choice("on_nonfinite", on_nonfinite, OnNonFinite)
     check_choice("stepping", stepping, Stepping)
 
-    metered = Metered(Stacked(workers), allreduce)
-    replicas = Replicas(model, workers, start)
+    reach = workers if isinstance(workers, Workers) else Stacked(whole("workers", workers, 1))
+    metered = Metered(reach, allreduce)
+    mine = reach.rows
+    if start is not None and len(start) != reach.size:
+        raise ValueError(f"start has {len(start)} rows for {reach.size} workers: give one a worker")
+    replicas = Replicas(model, mine.stop - mine.start, None if start is None else start[mine])
     check_elementwise(optimizer, replicas.x)
-    feed = Feed(data, workers, batch_size, accumulate, seed, replicas.x.device)
-    stepping_blocks = [Block(replicas, rows, optimizer, scheduler) for rows in _equal_batches(feed.sizes, block)]
+    feed = Feed(data, reach.size, batch_size, accumulate, seed, replicas.x.device)
+    sizes = feed.sizes[mine]
+    stepping_blocks = [Block(replicas, rows, optimizer, scheduler) for rows in _equal_batches(sizes, block)]
 
     def companions() -> dict[str, Companion]:
         averaged: dict[str, Companion] = {}
         if buffers == "average":
-            averaged |= {f"buffer {name}": [matrix] for name, matrix in replicas.averaged_buffers().items()}
+            averaged |= {f"buffer {name}": Companion([matrix]) for name, matrix in replicas.averaged_buffers().items()}
         if optimizer_state == "average":
             moments = [block.moments() for block in stepping_blocks]
-            averaged |= {f"optimizer {name}": [block[name] for block in moments] for name in moments[0]}
+            averaged |= {f"optimizer {name}": Companion([each[name] for each in moments]) for name in moments[0]}
         return averaged
 
     def on_land() -> None:
@@ -158,14 +163,15 @@ def simulate(
         metered,
         replicas.x,
         overlap=overlap,
-        samples=feed.samples,
+        samples=None if feed.samples is None else feed.samples[mine],
         window=RECENT,
         companions=companions,
         on_land=on_land,
     )
     run = _Run(
         method=method,
-        workers=metered,
+        workers=reach,
+        metered=metered,
         replicas=replicas,
         feed=feed,
         blocks=stepping_blocks,
@@ -188,7 +194,8 @@ class _Run:
     """A run under way: the rows, the blocks that step them, the rounds between them."""
 
     method: Method
-    workers: Metered
+    workers: Workers
+    metered: Metered
     replicas: Replicas
     feed: Feed
     blocks: list[Block]
@@ -208,7 +215,7 @@ class _Run:
         self.began = time.perf_counter()
         self.since_round = self.replicas.x.clone()
         self._remember(self.since_round)
-        self.losses_since_record = torch.zeros(self.workers.size, 0)
+        self.losses_since_record = torch.zeros(len(self.replicas.x), 0)
 
     @property
     def seconds(self) -> float:
@@ -227,14 +234,14 @@ class _Run:
             self.on_progress(count, float(self._recent_losses().nanmean()))
             if self.evaluate and (count == steps or (evaluate_every and count % evaluate_every == 0)):
                 self._record_evaluation()
-        self._check_finite(torch.zeros(self.workers.size, 1))
+        self._check_finite(torch.zeros(len(self.replicas.x), 1))
         return self._result()
 
     def _advance(self, steps: int) -> None:
         """Local steps of every worker, and what happens between rows at the last of them."""
         split = self.mix_first and steps == self.rounds.quiet
         whole = steps - 1 if split else steps
-        losses = torch.empty(self.workers.size, steps, dtype=torch.float64)
+        losses = torch.empty(len(self.replicas.x), steps, dtype=torch.float64)
         for block in self.blocks:
             for step in range(whole):
                 losses[block.rows, step] = self._gradients(block, step).double().cpu()
@@ -250,15 +257,17 @@ class _Run:
     def _gradients(self, block: Block, step: int) -> Float[Tensor, " rows"]:
         """Gradients for the step `step` steps from now."""
         step += self.rounds.count
-        batches = self.feed(block.rows, step)
+        first = self.workers.rows.start
+        workers = slice(first + block.rows.start, first + block.rows.stop)
+        batches = self.feed(workers, step)
         # Drawn from (seed, step, block), the model's own randomness does not depend on when rounds or evaluations
         # interrupt the steps.
         if self.gradients is None:
             self.gradients = self.choose(batches[0])
-        torch.manual_seed(hash((self.seed, step, block.rows.start)) & (2**63 - 1))
+        torch.manual_seed(hash((self.seed, step, workers.start)) & (2**63 - 1))
         return block.gradients(self.gradients, batches)
 
-    def _meet(self, losses: Float[Tensor, "m n"]) -> None:
+    def _meet(self, losses: Float[Tensor, "r n"]) -> None:
         """All rows have taken the same steps: rounds land and start."""
         self._check_finite(losses)
         self.losses_since_record = torch.cat([self.losses_since_record, losses], dim=1)
@@ -271,21 +280,22 @@ class _Run:
             self.since_round.copy_(self.replicas.x)
         self._remember(self.since_round if starting else self.replicas.x.clone())
 
-    def _remember(self, rows: Float[Tensor, "m d"]) -> None:
+    def _remember(self, rows: Float[Tensor, "r d"]) -> None:
         """Keep the state as it is now, `rows` of X, as the last that is known to be good."""
         self.good = rows, {name: buffer.clone() for name, buffer in self.replicas.buffers.items()}, self.rounds.count
 
-    def _check_finite(self, losses: Float[Tensor, "m n"]) -> None:
+    def _check_finite(self, losses: Float[Tensor, "r n"]) -> None:
         """Stop at, or exclude, workers whose loss in these steps or whose model is not finite."""
-        rows = self.replicas.x.sum(1).cpu()
-        bad = self.workers.present & ~(losses.isfinite().all(1) & rows.isfinite())
-        if not bad.any():
+        sums = self.replicas.x.sum(1).cpu()
+        first_bad = torch.zeros(len(sums), dtype=torch.float64)
+        for row in (~(losses.isfinite().all(1) & sums.isfinite())).nonzero().flatten().tolist():
+            wrong = (~losses[row].isfinite()).nonzero()
+            first_bad[row] = self.rounds.count + (int(wrong[0]) + 1 if len(wrong) else losses.shape[1])
+        everyone = self.workers.gather(first_bad.to(self.replicas.x.device)).cpu() * self.workers.present
+        steps = {worker: int(everyone[worker]) for worker in everyone.nonzero().flatten().tolist()}
+        if not steps:
             return
-        steps = {}
-        for worker in bad.nonzero().flatten().tolist():
-            wrong = (~losses[worker].isfinite()).nonzero()
-            steps[worker] = self.rounds.count + (int(wrong[0]) + 1 if len(wrong) else losses.shape[1])
-        if not self.exclude or bad.sum() == self.workers.present.sum():
+        if not self.exclude or len(steps) == self.workers.present.sum():
             rows, buffers, count = self.good
             self.replicas.x.copy_(rows)
             for name, buffer in buffers.items():
@@ -296,39 +306,50 @@ class _Run:
             self.workers.exclude(worker)
         self.excluded |= steps
 
-    def _distances(self) -> tuple[float, np.ndarray]:
+    def _distances(self, everywhere: bool = False) -> tuple[float, np.ndarray]:
+        """Consensus distance, where it costs no message or is asked for `everywhere`, and drift."""
         x = self.replicas.x
-        return consensus_distance(x, self.workers.present), distances(x, self.since_round).cpu().numpy()
+        measured = everywhere or len(x) == self.workers.size
+        drift = self.workers.gather(distances(x, self.since_round))
+        return consensus_distance(x, self.workers) if measured else np.nan, drift.cpu().numpy()
 
     def _record_evaluation(self) -> None:
         assert self.evaluate is not None
         paused = time.perf_counter()
-        best = best_worker(self._recent_losses(), self.workers)
-        center = dict(self.evaluate(self.replicas.center(self.workers.present)))
-        worker = dict(self.evaluate(copy.deepcopy(self.replicas.worker(best))))
+        losses = self._recent_losses()
+        measures: dict[str, Any] = {
+            "center": dict(self.evaluate(center(self.replicas, self.workers))),
+            "best": dict(self.evaluate(best(self.replicas, self.workers, losses))),
+            "best_worker": best_worker(losses, self.workers),
+        }
+        distances = self._distances(everywhere=True)
         self.began += time.perf_counter() - paused
-        self._record(*self._distances(), center=center, best=worker, best_worker=best)
+        self._record(*distances, **measures)
 
-    def _record(self, consensus: float, drift: np.ndarray, **more: object) -> None:
+    def _record(self, consensus: float, drift: np.ndarray, **more: Any) -> None:
         losses = self.losses_since_record
         record = Record(
             step=self.rounds.count,
             round=sum(self.rounds.rounds),
             # Two parts of a method may start on one step: the second has seen no steps of its own.
-            losses=(losses.mean(1) if losses.shape[1] else self._recent_losses()).numpy(),
+            losses=(self._gather(losses) if losses.shape[1] else self._recent_losses()).numpy(),
             consensus=consensus,
             drift=drift,
-            messages=self.workers.messages,
-            bytes=self.workers.bytes,
+            messages=self.metered.messages,
+            bytes=self.metered.bytes,
             seconds=self.seconds,
-            **more,  # type: ignore[arg-type]
+            **more,
         )
         self.losses_since_record = losses[:, :0]
         self.history.append(record)
         self.on_record(record)
 
     def _recent_losses(self) -> Float[Tensor, " m"]:
-        return self.rounds.losses[:, -RECENT:].double().mean(1).cpu()
+        return self._gather(self.rounds.losses[:, -RECENT:])
+
+    def _gather(self, losses: Float[Tensor, "r n"]) -> Float[Tensor, " m"]:
+        """The mean of each worker's losses, known to every process."""
+        return self.workers.gather(losses.double().mean(1).to(self.replicas.x.device)).cpu()
 
     def _result(self) -> Result:
         return Result(
@@ -338,6 +359,8 @@ class _Run:
             excluded=self.excluded,
             seconds=self.seconds,
             method=self.method,
+            messages=self.metered.messages,
+            bytes=self.metered.bytes,
             _replicas=self.replicas,
             _workers=self.workers,
         )

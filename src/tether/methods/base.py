@@ -66,6 +66,9 @@ class Method:
     # a method for which it is one annotates it.
     window = 1
 
+    # Whether `send` looks at losses at all; a training loop must report them then.
+    needs_losses = False
+
     def __post_init__(self) -> None:
         whole("period", self.period, least=1)
 

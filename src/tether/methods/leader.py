@@ -40,6 +40,8 @@ class LSGD(Method):
     groups: int | None = None
     pull_scaled_by_lr: bool = False
 
+    needs_losses = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("window", self.window, least=1)

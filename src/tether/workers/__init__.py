@@ -1,7 +1,8 @@
 """How rows reach each other."""
 
-from tether.workers.base import Arrived, Message, Pending, Received, Workers, check_groups, land
+from tether.workers.base import Arrived, Message, Pending, Received, Workers, check_groups, contest, land
 from tether.workers.meter import Metered
+from tether.workers.ranks import Ranks
 from tether.workers.stacked import Stacked
 
 __all__ = [
@@ -9,9 +10,11 @@ __all__ = [
     "Message",
     "Metered",
     "Pending",
+    "Ranks",
     "Received",
     "Stacked",
     "Workers",
     "check_groups",
+    "contest",
     "land",
 ]

@@ -120,6 +120,26 @@ def check_groups(workers: int, groups: int | None) -> None:
     )
 
 
+def shares(present: Bool[Tensor, " m"], weights: Float[Tensor, " m"] | None, within: int | None) -> Float[Tensor, " m"]:
+    """What each worker's row counts for in the mean of its group: shares that sum to one, in double precision.
+
+    Raises:
+        ValueError: if nobody present has any weight.
+    """
+    # Sample counts summed in half precision would overflow.
+    counts = present.double() if weights is None else weights.double() * present
+    total = counts.view(within or 1, -1).sum(1, keepdim=True)
+    nobody_left = ~present.view(within or 1, -1).any(1, keepdim=True)
+    if not ((total > 0) | nobody_left).all():
+        raise ValueError("a mean over workers none of which has any weight")
+    return (counts.view(within or 1, -1) / total).nan_to_num(0).view(-1)
+
+
+def contest(present: Bool[Tensor, " m"], losses: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """The losses by which the best worker is found: one that is absent, or whose loss is NaN, cannot win."""
+    return torch.where(present.to(losses.device), losses, torch.inf).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
 def without(weights: Float[Tensor, "m m"], present: Bool[Tensor, " m"]) -> Float[Tensor, "m m"]:
     """A mixing matrix with the absent workers cut out: the weight they had goes to each neighbour's own row.
 

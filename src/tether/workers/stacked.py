@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tether.workers.base import Arrived, Pending, check_groups, without
+from tether.workers.base import Arrived, Pending, check_groups, contest, shares, without
 
 
 class Stacked:
@@ -32,15 +32,9 @@ class Stacked:
         if weights is None and self.present.all():
             mean = x.view(groups, -1, x.shape[1]).mean(1)
         else:
-            # In double precision: sample counts summed in half precision overflow.
-            counts = (torch.ones(self.size) if weights is None else weights).double().cpu() * self.present
-            total = counts.view(groups, -1).sum(1, keepdim=True)
-            nobody_left = ~self.present.view(groups, -1).any(1, keepdim=True)
-            if not ((total > 0) | nobody_left).all():
-                raise ValueError("a mean over workers none of which has any weight")
+            counts = shares(self.present, None if weights is None else weights.cpu(), within)[:, None].to(x)
             # An absent row may hold NaN, which a weight of zero would not silence.
-            shares = (counts.view(groups, -1) / total).nan_to_num(0).view(-1, 1).to(x)
-            mean = (torch.where(shares != 0, x, 0) * shares).view(groups, -1, x.shape[1]).sum(1)
+            mean = (torch.where(counts != 0, x, 0) * counts).view(groups, -1, x.shape[1]).sum(1)
         return Arrived(mean if within is None else mean.repeat_interleave(self.size // groups, 0))
 
     def mix(self, x: Float[Tensor, "m k"], weights: Float[Tensor, "m m"]) -> Pending:
@@ -57,8 +51,9 @@ class Stacked:
         """See `Workers.best`."""
         check_groups(self.size, within)
         groups = within or 1
-        contest = torch.where(self.present.to(loss.device), loss, torch.inf).view(groups, -1)
-        worker = contest.argmin(1) + torch.arange(groups, device=loss.device) * (self.size // groups)
+        members = self.size // groups
+        worker = contest(self.present, loss).view(groups, members).argmin(1)
+        worker = worker + members * torch.arange(groups, device=loss.device)
         row = x[worker] if within is None else x[worker].repeat_interleave(self.size // groups, 0)
         return {"row": Arrived(row), "worker": Arrived(worker)}
 

@@ -1,0 +1,226 @@
+"""What four processes do: users' loops with everything that goes wrong in them, and several workers a process."""
+
+import contextlib
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import tether
+from methods_table import CASES, M
+from problems import Point, Quadratics, quadratic
+
+D = 5
+
+
+def start(m=M):
+    return torch.tensor(np.random.default_rng(1).normal(size=(m, D)))
+
+
+def several_rows(method, order, overlap):
+    """Eight workers, two in each process."""
+
+    def scenario():
+        result = tether.simulate(
+            Point(D),
+            method,
+            Quadratics.random(M, D).data,
+            workers=tether.Ranks(rows=2),
+            **ROWS_SETTINGS,
+            order=order,
+            overlap=overlap,
+        )
+        return {"rows": result.rows, "losses": result.losses, "bytes": result.bytes, "consensus": result.consensus}
+
+    return scenario
+
+
+ROWS_SETTINGS = {
+    "objective": quadratic,
+    "optimizer": lambda p: torch.optim.Adam(p, lr=0.02),
+    "steps": 200,
+    "batch_size": None,
+    "start": start(),
+}
+
+
+def row_settings():
+    for case in CASES:
+        for overlap, order in ((0, "step-then-mix"), (2, "mix-then-step")):
+            period = 1 if case.fixed_period else 4
+            yield f"{case}-{order}-{overlap}", case.make(period), order, min(overlap, period)
+
+
+class Net(nn.Module):
+    """BatchNorm, tied weights, a frozen layer, one that is not always used."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.b = nn.Linear(4, 4, bias=False)
+        self.c = nn.Linear(4, 4, bias=False)
+        self.c.weight = self.b.weight
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.sometimes = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x, use=True):
+        h = self.frozen(self.c(self.b(self.norm(self.a(x)).relu())))
+        return self.head(self.sometimes(h) if use else h)
+
+
+def fit(
+    optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    method=None,
+    steps=13,
+    batches=1,
+    use=lambda rank: True,
+    scheduler=None,
+    wrap=lambda model: model,
+    autocast=False,
+    skip=lambda rank, step: False,
+    evaluate=lambda step: False,
+    group=None,
+    make=Net,
+    **options,
+):
+    """An ordinary training loop on this process's own data; what it ends with."""
+    rank = dist.get_rank()
+    torch.manual_seed(rank)  # different starts: attach broadcasts the first
+    model = make()
+    stepper = optimizer([p for p in model.parameters() if p.requires_grad])
+    schedule = scheduler(stepper) if scheduler else None
+    rounds = tether.attach(model, stepper, method or tether.LocalSGD(4), group=group, **options)
+    net = wrap(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    data = torch.Generator().manual_seed(100 + rank)
+    centers = []
+    for step in range(steps(rank) if callable(steps) else steps):
+        stepper.zero_grad()
+        for _ in range(batches):
+            x, y = torch.randn(8, 6, generator=data), torch.randint(0, 3, (8,), generator=data)
+            with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+                loss = nn.functional.cross_entropy(net(x, use=use(rank)), y) / batches
+            scaler.scale(loss).backward()
+        if skip(rank, step):
+            model.a.weight.grad.fill_(torch.inf)
+        rounds.report(loss)
+        scaler.step(stepper)
+        scaler.update()
+        if schedule:
+            schedule.step()
+        if evaluate(step):
+            before = row(model)
+            with rounds.center():
+                centers.append(row(model))
+            if not skip(rank, 2):  # who is behind takes part in a round first, which moves it
+                assert torch.equal(row(model), before)
+    rounds.close()
+    return {
+        "row": row(model),
+        "count": rounds.count,
+        "rounds": sum(rounds.rounds.rounds),
+        "variance": model.norm.running_var.clone(),
+        "frozen": model.frozen.weight.detach().clone(),
+        "tied": model.c.weight is model.b.weight,
+        "centers": centers,
+    }
+
+
+def row(model):
+    return nn.utils.parameters_to_vector(p for p in model.parameters() if p.requires_grad).detach().clone()
+
+
+def doubled():
+    torch.set_default_dtype(torch.float64)
+    try:
+        return fit()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def nodes_of_two():
+    """DistributedDataParallel within two nodes of two processes; rounds between the nodes."""
+    within, _ = dist.new_subgroups_by_enumeration([[0, 1], [2, 3]])
+    between, _ = dist.new_subgroups_by_enumeration([[0, 2], [1, 3]])
+
+    def wrap(model):
+        return nn.parallel.DistributedDataParallel(model, process_group=within, find_unused_parameters=False)
+
+    return fit(group=between, wrap=wrap)
+
+
+def refusal(action):
+    try:
+        action()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return "nothing was refused"
+
+
+def other_model():
+    return nn.Linear(3 + (dist.get_rank() == 2), 2)
+
+
+def attach_to(model, parameters=None):
+    tether.attach(model, torch.optim.SGD(parameters or model.parameters(), lr=0.1), tether.LocalSGD(2))
+
+
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+}
+
+SCENARIOS = {f"rows {name}": several_rows(*rest) for name, *rest in row_settings()}
+SCENARIOS |= {f"optimizer {name}": (lambda make=make: fit(make)) for name, make in OPTIMIZERS.items()}
+SCENARIOS |= {
+    f"{state} {overlap}": (
+        lambda state=state, overlap=overlap: fit(
+            lambda p: torch.optim.Adam(p, lr=0.01), optimizer_state=state, overlap=overlap
+        )
+    )
+    for state in ("local", "average", "reset")
+    for overlap in (0, 2)
+}
+SCENARIOS |= {
+    "plain": fit,
+    "again": fit,
+    "accumulated": lambda: fit(batches=3),
+    "unused on one": lambda: fit(use=lambda rank: rank != 1),
+    "unused on one, averaged": lambda: fit(
+        lambda p: torch.optim.Adam(p, lr=0.01), use=lambda rank: rank != 1, optimizer_state="average"
+    ),
+    "one cycle": lambda: fit(scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=13)),
+    "compiled": lambda: fit(wrap=lambda model: torch.compile(model, backend="aot_eager")),
+    "autocast": lambda: fit(autocast=True),
+    "skipped": lambda: fit(skip=lambda rank, step: rank == 1 and step in (2, 5), evaluate=lambda step: step % 4 == 3),
+    "skipped overlap": lambda: fit(
+        skip=lambda rank, step: rank == 1 and step in (2, 5), evaluate=lambda step: step % 4 == 3, overlap=3
+    ),
+    "uneven": lambda: fit(steps=lambda rank: 9 + 7 * rank),
+    "uneven overlap": lambda: fit(steps=lambda rank: 9 + 7 * rank, overlap=3),
+    "uneven ring": lambda: fit(steps=lambda rank: 9 + 7 * rank, method=tether.DecentralizedSGD(3, "complete")),
+    "uneven leader": lambda: fit(steps=lambda rank: 9 + 7 * rank, method=tether.LSGD(3, pull=0.5)),
+    "uneven multi-leader": lambda: fit(
+        steps=lambda rank: 9 + 7 * rank, method=tether.MultiLeaderLSGD(3, 6, groups=2), overlap=1
+    ),
+    "local buffers": lambda: fit(buffers="local"),
+    "nodes": nodes_of_two,
+    "refuses another model": lambda: refusal(lambda: attach_to(other_model())),
+    "refuses a foreign optimizer": lambda: refusal(lambda: attach_to(Net(), Net().parameters())),
+    "refuses a partial optimizer": lambda: refusal(lambda: attach_to(nn.Linear(2, 2), [nn.Linear(2, 2).weight])),
+    "refuses no loss": lambda: refusal(no_loss),
+}
+
+
+def no_loss():
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tether.attach(model, optimizer, tether.LSGD(2))
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()

@@ -1,0 +1,139 @@
+"""Users' training loops in four processes on Gloo, with everything that goes wrong in them."""
+
+import numpy as np
+import pytest
+import torch
+
+import tether
+from methods_table import M
+from problems import Point, Quadratics
+from real import launch
+from scenarios_four import OPTIMIZERS, ROWS_SETTINGS, D, row_settings
+
+pytestmark = pytest.mark.xdist_group("four")
+
+
+@pytest.fixture(scope="module")
+def real():
+    processes = launch("scenarios_four", 4)
+
+    def of(name):
+        results = [process[name] for process in processes]
+        errors = [result for result in results if isinstance(result, str)]
+        assert not errors or name.startswith("refuses"), errors[0]
+        return results
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "order", "overlap"), [pytest.param(*setting, id=setting[0]) for setting in row_settings()]
+)
+def test_several_workers_a_process(real, name, method, order, overlap):
+    simulated = tether.simulate(
+        Point(D),
+        method,
+        Quadratics.random(M, D).data,
+        workers=M,
+        order=order,
+        overlap=overlap,
+        **ROWS_SETTINGS,
+    )
+    processes = real(f"rows {name}")
+    torch.testing.assert_close(torch.cat([p["rows"] for p in processes]), simulated.rows, rtol=1e-10, atol=1e-12)
+    for process in processes:
+        torch.testing.assert_close(process["losses"], simulated.losses, rtol=1e-10, atol=1e-12)
+        assert process["bytes"] == simulated.bytes
+        assert process["consensus"] == pytest.approx(simulated.consensus, rel=1e-6, abs=1e-20)
+
+
+def agree(processes, name="row"):
+    """Whether all processes hold the same to the bit, and it is finite."""
+    first = processes[0][name]
+    return first.isfinite().all() and all(torch.equal(process[name], first) for process in processes)
+
+
+EVERYONE_AGREES = [
+    *(f"optimizer {name}" for name in OPTIMIZERS),
+    *(f"{state} {overlap}" for state in ("local", "average", "reset") for overlap in (0, 2)),
+    *(
+        "plain",
+        "accumulated",
+        "unused on one",
+        "unused on one, averaged",
+        "one cycle",
+        "compiled",
+        "autocast",
+        "skipped",
+        "skipped overlap",
+    ),
+    *("uneven", "uneven overlap", "uneven ring", "uneven leader", "uneven multi-leader", "local buffers"),
+]
+
+
+@pytest.mark.parametrize("name", EVERYONE_AGREES)
+def test_everyone_ends_with_the_center(real, name):
+    processes = real(name)
+    assert agree(processes)
+    assert agree(processes, "frozen")
+    assert all(process["tied"] for process in processes)
+    if name != "local buffers":
+        assert agree(processes, "variance")
+
+
+def test_same_run_same_bits(real):
+    assert torch.equal(real("plain")[0]["row"], real("again")[0]["row"])
+
+
+def test_compiled_is_plain(real):
+    torch.testing.assert_close(real("compiled")[0]["row"], real("plain")[0]["row"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_skipped_step_is_not_counted_and_shifts_nobody(real):
+    for name in ("skipped", "skipped overlap"):
+        processes = real(name)
+        assert [process["count"] for process in processes] == [13, 11, 13, 13]
+        assert {process["rounds"] for process in processes} == {3}
+        for centers in zip(*(process["centers"] for process in processes), strict=True):
+            assert all(torch.equal(center, centers[0]) for center in centers)
+        assert len(processes[0]["centers"]) == 3
+
+
+def test_whoever_ends_early_goes_on_taking_part(real):
+    for name in ("uneven", "uneven overlap"):
+        processes = real(name)
+        assert [process["count"] for process in processes] == [9, 16, 23, 30]
+        assert {process["rounds"] for process in processes} == {7}
+
+
+def test_buffers(real):
+    assert not agree(real("local buffers"), "variance") or len({p["rounds"] for p in real("plain")}) == 1
+    assert agree(real("plain"), "variance")
+
+
+def test_nodes_of_two(real):
+    """Processes that share a rank within their nodes met; those of one node hold the same by DDP."""
+    assert agree(real("nodes"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("refuses another model", "8 trainable parameters on process 0 and 10 on process 2"),
+        ("refuses a foreign optimizer", "the optimizer does not hold 'a.weight' and"),
+        ("refuses a partial optimizer", "the optimizer does not hold 'weight' and 1 other"),
+        ("refuses no loss", "call rounds.report(loss) before every optimizer.step()"),
+    ],
+)
+def test_refuses(real, name, message):
+    assert all(message in said for said in real(name))
+
+
+def test_no_process_group():
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="start the script with torchrun"):
+        tether.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), tether.LocalSGD(2))
+
+
+def test_losses_of_the_last_round_are_finite(real):
+    assert all(np.isfinite(process["losses"]).all() for process in real("rows leader-step-then-mix-0"))
