@@ -56,7 +56,7 @@ def launch(scenarios: str, processes: int, timeout: float = 600) -> list[dict]:
 def main(scenarios: str, folder: str) -> None:
     sys.path.insert(0, str(HERE))
     # A scenario that fails in one process alone leaves the others waiting: not for long.
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=180))
     results = {}
     for name, scenario in __import__(scenarios).SCENARIOS.items():
         try:

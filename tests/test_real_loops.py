@@ -9,7 +9,7 @@ from problems import Point, Quadratics
 from real import launch
 from scenarios_four import OPTIMIZERS, ROWS_SETTINGS, D, row_settings
 
-pytestmark = pytest.mark.xdist_group("four")
+pytestmark = pytest.mark.xdist_group("real")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from problems import Point, Quadratics, quadratic
 from real import launch
 from scenarios_eight import OPTIMIZERS, STEPS, D, settings, start
 
-pytestmark = pytest.mark.xdist_group("eight")
+pytestmark = pytest.mark.xdist_group("real")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.xdist_group("four")
+pytestmark = pytest.mark.xdist_group("real")
 
 
 def output(*command):
