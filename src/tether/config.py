@@ -72,9 +72,7 @@ class Config(BaseModel):
     stepping: Literal["auto", "stacked", "rows"] = "auto"
     device: str = Field("auto", description="'cpu', 'cuda', ...; 'auto' takes a GPU where there is one")
     dtype: Literal["float32", "float64"] = "float32"
-    data: Annotated[dict[str, Any], BeforeValidator(_named)] = Field(
-        description="name (or several, the first that is installed), its parameters, partition"
-    )
+    data: Choice = Field(description="name (or several, the first that is installed), its parameters, partition")
     model: Choice = Field(description="name and its parameters")
     optimizer: Choice = Field(description="a class in torch.optim and its parameters")
     scheduler: Choice | None = Field(None, description="a class in torch.optim.lr_scheduler and its parameters")

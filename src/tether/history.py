@@ -16,7 +16,8 @@ class Record:
         step: local steps so far.
         round: rounds so far, this one included.
         losses: `[m]`, each worker's mean training loss since the record before.
-        consensus: (1/m) sum_i ||x_i - mean(x)||^2, just before the round.
+        consensus: (1/m) sum_i ||x_i - mean(x)||^2, just before the round. Between processes, where it would cost an
+            all-reduce, it is measured at evaluations only and NaN elsewhere.
         drift: `[m]`, how far each worker has moved since the round before, ||x_i - x_i(then)||.
         messages: messages sent so far, by all workers together.
         bytes: bytes sent so far, by all workers together.
