@@ -8,8 +8,10 @@ COMPARE := $(BIN)/tether compare examples/demo.toml --methods sync,local,easgd,r
 .PHONY: demo test lint clean
 
 demo: .venv/tether
-	@$(COMPARE) --set data.partition=iid
-	@$(COMPARE)
+	@rm -rf runs/demo
+	@$(COMPARE) --set data.partition=iid --out runs/demo/iid
+	@$(COMPARE) --out runs/demo/classes
+	@$(BIN)/tether report runs/demo
 
 test: .venv/development
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
@@ -21,7 +23,7 @@ lint: .venv/development
 
 .venv/tether: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing tether into .venv; PyTorch is large, this takes a minute or two."
-	$(INSTALL) --editable '.[data]'
+	$(INSTALL) --editable '.[data,report]'
 	@touch $@
 
 .venv/development: .venv/tether

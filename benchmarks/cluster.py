@@ -13,81 +13,33 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from cluster_network import ENDING, INTERFACE, Cluster, clean, undisturbed
+from cluster_network import Cluster, clean
+from cluster_processes import HostFailedError, environment, prepare, processes, wait
 from cluster_strategies import STRATEGIES, Settings, Task
 from cluster_worker import Report
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-TOOLS = {"ip": "iproute2", "tc": "iproute2", "setpriv": "util-linux", "unshare": "util-linux"}
-"""Commands that must be there, and the packages that bring them."""
-
-RENDEZVOUS_PORT, LIGHTHOUSE_PORT = 29400, 29510
+LIGHTHOUSE_PORT = 29510
 Data = Literal["fashion_mnist", "digits"]
-POLL_SECONDS = 0.1
-GRACE_SECONDS = 5.0
-
-
-class StrategyFailedError(RuntimeError):
-    """A host's process ended early, or not at all; says which, and its last words."""
-
-
-def leave(number: int, _: object) -> None:
-    """End by an exception, so that everything that was set up is taken down."""
-    raise SystemExit(128 + number)
-
-
-@contextmanager
-def processes(lines: dict[str, list[str]], environments: dict[str, dict[str, str]], logs: Path) -> Iterator[Any]:
-    """Run command lines by name, each with a log; what still runs at the end is ended, process by process."""
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    try:
-        for name, line in lines.items():
-            with (logs / f"{name}.log").open("wb") as log:
-                environment = os.environ | environments.get(name, {})
-                running[name] = subprocess.Popen(
-                    line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-                )
-        yield running
-    finally:
-        with undisturbed():
-            stop(list(running.values()))
-
-
-def stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask processes to end, and end those that do not."""
-    for process in running:
-        process.terminate()
-    for process in running:
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def run_hosts(cluster: Cluster, tasks: Sequence[Task], timeout: float) -> list[Report]:
     """One process a host, from start to end.
 
     Raises:
-        StrategyFailedError: if one of them fails, or time is up.
+        HostFailedError: if one of them fails, or time is up.
     """
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
@@ -97,7 +49,9 @@ def run_hosts(cluster: Cluster, tasks: Sequence[Task], timeout: float) -> list[R
         for task, report in zip(tasks, reports, strict=True):
             words = (sys.executable, worker, task.to_json(), report)
             lines[f"host{task.host}"] = cluster.on(task.host, *words)
-            environments[f"host{task.host}"] = environment(cluster, task)
+            environments[f"host{task.host}"] = environment(cluster, task.host) | {
+                "TORCHFT_LIGHTHOUSE": f"http://{cluster.address(0)}:{LIGHTHOUSE_PORT}"
+            }
         if STRATEGIES[tasks[0].strategy].lighthouse:
             bind = f"{cluster.address(0)}:{LIGHTHOUSE_PORT}"
             lighthouse = Path(sysconfig.get_path("scripts"), "torchft_lighthouse")
@@ -106,35 +60,6 @@ def run_hosts(cluster: Cluster, tasks: Sequence[Task], timeout: float) -> list[R
             running.pop("lighthouse", None)
             wait(running, logs, timeout)
         return [Report(**json.loads(report.read_text())) for report in reports]
-
-
-def environment(cluster: Cluster, task: Task) -> dict[str, str]:
-    """The variables by which the processes of a run find one another."""
-    return {
-        "MASTER_ADDR": cluster.address(0),
-        "MASTER_PORT": str(RENDEZVOUS_PORT),
-        "RANK": str(task.host),
-        "WORLD_SIZE": str(task.settings.hosts),
-        "LOCAL_RANK": "0",
-        "GLOO_SOCKET_IFNAME": INTERFACE,
-        "OMP_NUM_THREADS": "1",
-        "TORCHFT_LIGHTHOUSE": f"http://{cluster.address(0)}:{LIGHTHOUSE_PORT}",
-    }
-
-
-def wait(running: dict[str, subprocess.Popen[bytes]], logs: Path, timeout: float) -> None:
-    """Wait until all processes have ended well."""
-    deadline = time.monotonic() + timeout
-    while any(process.poll() is None for process in running.values()):
-        if time.monotonic() > deadline:
-            raise StrategyFailedError(f"not done within {timeout:g} seconds")
-        if any(process.returncode for process in running.values()):
-            break
-        time.sleep(POLL_SECONDS)
-    for name, process in running.items():
-        if process.returncode:
-            words = (logs / f"{name}.log").read_text(errors="replace").strip() or "no output"
-            raise StrategyFailedError(f"{name} ended with status {process.returncode}:\n{words[-2000:]}")
 
 
 @dataclass(frozen=True)
@@ -207,7 +132,7 @@ def measure(cluster: Cluster, strategy: str, settings: Settings, goal: Goal) -> 
 
 
 def table(measurements: Sequence[Measurement], settings: Settings, goal: Goal) -> Table:
-    """What was measured on links of one speed."""
+    """What was measured on links of one speed: medians over repetitions, and the range of what was timed."""
     first = measurements[0]
     title = (
         f"{settings.hosts} hosts at {first.mbit:g} Mbit/s: {settings.data}, d = {first.parameters:,}, batch "
@@ -216,29 +141,43 @@ def table(measurements: Sequence[Measurement], settings: Settings, goal: Goal) -
     shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     shown.add_column("\n\nstrategy", no_wrap=True)
     for heading in (
+        "\n\nruns",
         "\n\nseconds",
-        f"seconds\nto loss\n{goal.loss:g}",
+        f"\nseconds to\nloss {goal.loss:g}",
         "\nseconds\nwaited",
         "\nMB sent\na host",
-        "without\nheaders",
         "\nMB by\nformula",
-        "ratio of\nthese two",
+        "\nratio of\nthese two",
+        "\nwithout\nheaders",
         "\nlast\nloss",
     ):
         shown.add_column(heading, justify="right", no_wrap=True)
-    for one in measurements:
+    for strategy in dict.fromkeys(one.strategy for one in measurements):
+        runs = [one for one in measurements if one.strategy == strategy]
+        sent, payload = (statistics.median(getattr(one, name) for one in runs) for name in ("sent", "payload"))
+        formula = runs[0].formula
         shown.add_row(
-            one.strategy,
-            f"{one.seconds:.2f}",
-            "never" if one.seconds_to_loss is None else f"{one.seconds_to_loss:.2f}",
-            f"{one.waited:.2f}",
-            f"{one.sent / 1e6:.2f}",
-            f"{one.payload / 1e6:.2f}",
-            f"{one.formula / 1e6:.2f}",
-            f"{one.payload / one.formula:.3f}",
-            f"{one.loss:.3f}",
+            strategy,
+            str(len(runs)),
+            with_range([one.seconds for one in runs]),
+            with_range([one.seconds_to_loss for one in runs]),
+            f"{statistics.median(one.waited for one in runs):.2f}",
+            f"{sent / 1e6:.2f}",
+            f"{formula / 1e6:.2f}",
+            f"{sent / formula:.3f}" if formula else "",
+            f"{payload / formula:.3f}" if formula else "",
+            f"{statistics.median(one.loss for one in runs):.3f}",
         )
     return shown
+
+
+def with_range(seconds: Sequence[float | None]) -> str:
+    """The median, and from where to where the values go; "never" if a run has none."""
+    known = [value for value in seconds if value is not None]
+    if len(known) < len(seconds):
+        return "never" if not known else f"never in {len(seconds) - len(known)}"
+    shown = f"{statistics.median(known):.2f}"
+    return shown if len(known) == 1 else f"{shown} ({min(known):.2f}-{max(known):.2f})"
 
 
 def numbers(text: str, kind: type[int] | type[float]) -> list[Any]:
@@ -273,15 +212,6 @@ def installed(package: str) -> bool:
         return False
 
 
-def check_machine() -> None:
-    """Stop where hosts cannot be made, and say what to do."""
-    packages = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})
-    if packages:
-        sys.exit(f"cluster.py: some of {', '.join(TOOLS)} are not here: apt-get install {' '.join(packages)}")
-    if os.geteuid():
-        sys.exit("cluster.py: only root can make network namespaces; run it with sudo")
-
-
 def main(
     hosts: Annotated[int, typer.Option(min=2, max=200, help="Number of hosts.")] = 4,
     mbit: Annotated[str, typer.Option(help="Speeds of the links in Mbit/s, with commas between them.")] = "25,100,1000",
@@ -296,13 +226,15 @@ def main(
     loss: Annotated[float, typer.Option(help="The training loss to reach.")] = 0.6,
     window: Annotated[int, typer.Option(min=1, help="Over how many steps that loss is averaged.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the model and the batches.")] = 0,
+    repeat: Annotated[int, typer.Option(min=1, help="How often to run each strategy, in turns.")] = 1,
+    once: Annotated[str, typer.Option(help="Strategies to run only once, with commas between them.")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds that one strategy may take, its start included.")] = 900,
     results: Annotated[Path | None, typer.Option("--json", help="Where to write everything measured.")] = None,
     only_clean: Annotated[bool, typer.Option("--clean", help="Only remove what killed runs have left.")] = False,
 ) -> None:
     """Train by several strategies on hosts with slow links, and print what each took."""
-    check_machine()
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    prepare()
+    console = Console(width=None if sys.stdout.isatty() else 130)
     if only_clean:
         for owner in clean():
             console.print(f"{owner} belongs to a process that runs; it is left alone")
@@ -310,21 +242,19 @@ def main(
     if window > steps:
         raise typer.BadParameter(f"--window {window} is more than --steps {steps}")
     speeds, widths, names = numbers(mbit, float), numbers(hidden, int), chosen(strategies, console)
+    single = chosen(once, console) if once else []
     settings = Settings(hosts, steps, period, overlap, batch, widths, lr, data, seed, timeout)
     goal = Goal(loss, window)
-    for number in ENDING:
-        signal.signal(number, leave)
-
     measured: list[Measurement] = []
     failures: list[dict[str, Any]] = []
     for speed in speeds:
         here: list[Measurement] = []
         with Cluster(hosts, speed) as cluster, console.status("") as status:
-            for name in names:
+            for name in [name for turn in range(repeat) for name in names if turn == 0 or name not in single]:
                 status.update(f"{name} at {speed:g} Mbit/s")
                 try:
                     here.append(measure(cluster, name, settings, goal))
-                except StrategyFailedError as error:
+                except HostFailedError as error:
                     failures.append({"strategy": name, "mbit": speed, "error": str(error)})
                     console.print(f"{name} failed at {speed:g} Mbit/s: {error}", markup=False)
         if here:

@@ -130,9 +130,21 @@ def neighbours(m: int, d: int) -> float:
     return min(m - 1, 2) * BYTES * d
 
 
-def broadcast(m: int, d: int) -> float:
+def one_to_all(m: int, d: int) -> float:
     """A model from one host to all others, averaged over hosts; before it, a loss from each to all."""
     return (m - 1) / m * BYTES * d + (m - 1) * BYTES
+
+
+def nothing(m: int, d: int) -> float:
+    """Nobody sends anything."""
+    return 0.0
+
+
+@contextmanager
+def alone(task: Task, model: nn.Module) -> Iterator[Loop]:
+    """No communication at all: what the local steps take."""
+    optimizer = task.optimizer(model)
+    yield Loop(model, lambda loss: optimizer.step())
 
 
 @contextmanager
@@ -257,24 +269,28 @@ def attached(method: Callable[[int], tether.Method], overlaps: bool, task: Task,
 
 
 def _attached(
-    method: Callable[[int], tether.Method], traffic: Callable[[int, int], float], overlaps: bool = False
-) -> Strategy:
-    return Strategy(partial(attached, method, overlaps), traffic)
+    name: str, method: Callable[[int], tether.Method], traffic: Callable[[int, int], float]
+) -> dict[str, Strategy]:
+    """A method without overlap and with it."""
+    return {
+        name: Strategy(partial(attached, method, False), traffic),
+        f"{name}-overlap": Strategy(partial(attached, method, True), traffic),
+    }
 
 
 _TORCHFT = ("torchft", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 STRATEGIES: dict[str, Strategy] = {
+    "alone": Strategy(alone, nothing),
     "ddp": Strategy(ddp, all_reduce, every_step=True, waits_in="backward"),
     "post-local-sgd": Strategy(post_local_sgd, all_reduce),
     "accelerate-local-sgd": Strategy(accelerate_local_sgd, all_reduce, packages=("accelerate",)),
     "torchft-local-sgd": Strategy(torchft_local_sgd, all_reduce, packages=_TORCHFT, lighthouse=True),
     "torchft-diloco": Strategy(torchft_diloco, all_reduce, packages=_TORCHFT, lighthouse=True),
     "bare": Strategy(bare, all_reduce),
-    "tether-local": _attached(tether.LocalSGD, all_reduce),
-    "tether-local-overlap": _attached(tether.LocalSGD, all_reduce, overlaps=True),
-    "tether-easgd": _attached(tether.EASGD, all_reduce),
-    "tether-ring": _attached(tether.DecentralizedSGD, neighbours),
-    "tether-leader": _attached(tether.LSGD, broadcast),
+    **_attached("tether-local", tether.LocalSGD, all_reduce),
+    **_attached("tether-easgd", tether.EASGD, all_reduce),
+    **_attached("tether-ring", tether.DecentralizedSGD, neighbours),
+    **_attached("tether-leader", tether.LSGD, one_to_all),
 }
 """Every strategy by its name."""

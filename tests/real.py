@@ -49,7 +49,7 @@ def launch(scenarios: str, processes: int, timeout: float = 600) -> list[dict]:
                 if process.poll() is None:
                     process.kill()
         failed = [output for process, output in zip(running, outputs, strict=True) if process.returncode]
-        assert not failed, failed[0]
+        assert not failed, "\n\n".join(failed)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import augmented
 import tether
 from methods_table import CASES, M
 from problems import Point, Quadratics, quadratic
@@ -50,6 +51,20 @@ def row_settings():
         for overlap, order in ((0, "step-then-mix"), (2, "mix-then-step")):
             period = 1 if case.fixed_period else 4
             yield f"{case}-{order}-{overlap}", case.make(period), order, min(overlap, period)
+
+
+def long_messages(workers):
+    """Rows that travel in pieces, many on their way at once: by each leader to all, to its group, and mixtures."""
+    ring = (torch.eye(4) + torch.eye(4).roll(1, 0) + torch.eye(4).roll(-1, 0)) / 3
+    x, messages = (torch.arange(4.0)[:, None] + torch.arange(70_000) / 70_000)[workers.rows], []
+    for leader in range(4):
+        losses = torch.where(torch.arange(4) == leader, 0.0, 1.0)[workers.rows]
+        messages.append(workers.best(x, losses)["row"])
+        messages.append(workers.mix(x, ring))
+        messages.append(workers.best(x, losses, within=2)["row"])
+    # The last sent is waited for first, which must not matter.
+    landed = [message.wait() for message in reversed(messages)]
+    return torch.stack([rows.expand(len(x), -1) for rows in landed], dim=1)
 
 
 class Net(nn.Module):
@@ -168,16 +183,57 @@ def attach_to(model, parameters=None):
     tether.attach(model, torch.optim.SGD(parameters or model.parameters(), lr=0.1), tether.LocalSGD(2))
 
 
-OPTIMIZERS = {
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
-    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
-    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
-    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
-}
+class Words(nn.Module):
+    """Matrices alone, as Muon asks for; sparse gradients, if asked for."""
+
+    def __init__(self, sparse=False):
+        super().__init__()
+        self.words = nn.Embedding(10, 4, sparse=sparse)
+        self.head = nn.Linear(4, 3, bias=False).requires_grad_(not sparse)
+
+    def forward(self, x):
+        return self.head(self.words(x))
+
+
+def closures(name):
+    """A loop that gives the optimizer a closure, by which LBFGS computes the loss several times a step."""
+    kind = getattr(torch.optim, name)
+    rank = dist.get_rank()
+    torch.manual_seed(rank)
+    model = Words(sparse=name == "SparseAdam")
+    optimizer = kind([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    rounds = tether.attach(model, optimizer, tether.LocalSGD(4), overlap=2)
+    data = torch.Generator().manual_seed(100 + rank)
+    losses = []
+    for _ in range(13):
+        x, y = torch.randint(0, 10, (16,), generator=data), torch.randint(0, 3, (16,), generator=data)
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        losses.append(optimizer.step(closure).detach())
+    before = row(model)
+    rounds.close()
+    return {"row": row(model), "own": before, "count": rounds.count, "rounds": sum(rounds.rounds.rounds)}
+
+
+OPTIMIZERS = sorted(
+    name
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+)
+
+
+def no_step_at_first(rank, step):
+    return rank == 1 and step < 5
+
 
 SCENARIOS = {f"rows {name}": several_rows(*rest) for name, *rest in row_settings()}
-SCENARIOS |= {f"optimizer {name}": (lambda make=make: fit(make)) for name, make in OPTIMIZERS.items()}
+SCENARIOS |= {"long messages": lambda: long_messages(tether.Ranks())}
+SCENARIOS |= {f"optimizer {name}": (lambda name=name: closures(name)) for name in OPTIMIZERS}
 SCENARIOS |= {
     f"{state} {overlap}": (
         lambda state=state, overlap=overlap: fit(
@@ -188,6 +244,10 @@ SCENARIOS |= {
     for overlap in (0, 2)
 }
 SCENARIOS |= {
+    "fused": lambda: fit(lambda p: torch.optim.AdamW(p, lr=0.01, fused=True)),
+    "no moments on one, averaged": lambda: fit(
+        lambda p: torch.optim.Adam(p, lr=0.01), skip=no_step_at_first, optimizer_state="average", steps=20
+    ),
     "plain": fit,
     "again": fit,
     "accumulated": lambda: fit(batches=3),
@@ -210,6 +270,7 @@ SCENARIOS |= {
         steps=lambda rank: 9 + 7 * rank, method=tether.MultiLeaderLSGD(3, 6, groups=2), overlap=1
     ),
     "local buffers": lambda: fit(buffers="local"),
+    "augmented": lambda: augmented.train(tether.Ranks(rows=2)),
     "nodes": nodes_of_two,
     "refuses another model": lambda: refusal(lambda: attach_to(other_model())),
     "refuses a foreign optimizer": lambda: refusal(lambda: attach_to(Net(), Net().parameters())),

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+import augmented
 import tether
 from methods_table import M
 from problems import Point, Quadratics
 from real import launch
-from scenarios_four import OPTIMIZERS, ROWS_SETTINGS, D, row_settings
+from scenarios_four import OPTIMIZERS, ROWS_SETTINGS, D, long_messages, row_settings
+from tether.workers import Stacked
 
 pytestmark = pytest.mark.xdist_group("real")
 
@@ -46,6 +48,14 @@ def test_several_workers_a_process(real, name, method, order, overlap):
         assert process["consensus"] == pytest.approx(simulated.consensus, rel=1e-6, abs=1e-20)
 
 
+def test_augmented_batches_are_the_same_on_real_workers(real):
+    torch.testing.assert_close(torch.cat(real("augmented")), augmented.train(workers=8), rtol=1e-12, atol=1e-12)
+
+
+def test_long_messages(real):
+    torch.testing.assert_close(torch.cat(real("long messages")), long_messages(Stacked(4)))
+
+
 def agree(processes, name="row"):
     """Whether all processes hold the same to the bit, and it is finite."""
     first = processes[0][name]
@@ -53,13 +63,14 @@ def agree(processes, name="row"):
 
 
 EVERYONE_AGREES = [
-    *(f"optimizer {name}" for name in OPTIMIZERS),
     *(f"{state} {overlap}" for state in ("local", "average", "reset") for overlap in (0, 2)),
     *(
         "plain",
         "accumulated",
         "unused on one",
         "unused on one, averaged",
+        "no moments on one, averaged",
+        "fused",
         "one cycle",
         "compiled",
         "autocast",
@@ -78,6 +89,17 @@ def test_everyone_ends_with_the_center(real, name):
     assert all(process["tied"] for process in processes)
     if name != "local buffers":
         assert agree(processes, "variance")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer(real, name):
+    processes = real(f"optimizer {name}")
+    assert agree(processes)
+    assert {process["count"] for process in processes} == {13}
+    assert {process["rounds"] for process in processes} == {3}
+    own = torch.stack([process["own"] for process in processes])
+    assert not torch.equal(own[0], own[1])  # they did train on their own
+    torch.testing.assert_close(processes[0]["row"], own.mean(0))
 
 
 def test_same_run_same_bits(real):

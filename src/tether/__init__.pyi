@@ -1,8 +1,11 @@
 from . import data as data
 from . import models as models
 from . import topology as topology
-from .attachment import Attached as Attached
+from .attached import Attached as Attached
 from .attachment import attach as attach
+from .checkpoint import Checkpoints as Checkpoints
+from .errors import CheckpointError as CheckpointError
+from .errors import WorkerLostError as WorkerLostError
 from .history import Record as Record
 from .methods import EASGD as EASGD
 from .methods import LSGD as LSGD

@@ -8,6 +8,7 @@ update for "step-then-mix", X <- (X - lr G) W, or between gradient and update fo
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -131,7 +132,9 @@ class Rounds:
         """
         assert losses.shape[1] <= self.quiet, "the rows should have touched before the last of these steps"
         self.count += losses.shape[1]
-        self.losses = torch.cat([self.losses, losses], dim=1)[:, -self._window :]
+        if losses.shape[1] != self._window:
+            losses = torch.cat([self.losses, losses], dim=1)[:, -self._window :]
+        self.losses = losses
         for part in [part for part, flight in self._flights.items() if flight.due == self.count]:
             self._land(part, self._flights.pop(part))
         return [part for part, count in enumerate(self._next) if count == self.count]
@@ -192,19 +195,46 @@ class Rounds:
         self.count = saved["count"]
         self.rounds = list(saved["rounds"])
         self._next = list(saved["next"])
-        self.losses = saved["losses"].clone()
+        self.losses = saved["losses"].to(self._x, copy=True)
         for mine, theirs in zip(self.states, saved["states"], strict=True):
             for name, value in mine.items():
                 value.copy_(theirs[name])
         self._flights = {
             part: Flight(
                 flight["due"],
-                flight["rows"].clone(),
-                _cloned(flight["message"]),
-                {name: Arrived(companion) for name, companion in flight["companions"].items()},
+                flight["rows"].to(self._x, copy=True),
+                _cloned(flight["message"], self._x.device),
+                {name: Arrived(_cloned(mean, self._x.device)) for name, mean in flight["companions"].items()},
             )
             for part, flight in saved["flights"].items()
         }
+
+    def restart(self, saved: dict[str, Any]) -> None:
+        """Go on at the same count as a `state_dict` of other workers, with the method's state made anew of the rows."""
+        self.count = saved["count"]
+        self.rounds = list(saved["rounds"])
+        self._next = list(saved["next"])
+        self.losses = self._x.new_zeros(len(self._x), 0)
+        self.states = [part.init(self._x, self.workers) for part in self.parts]
+        self._flights = {}
+
+    def check_replicated(self, workers: Workers) -> None:
+        """Raise `RuntimeError` unless all processes have the same of what a method says they have the same of.
+
+        Args:
+            workers: how to ask them, without this being counted as what the method sends.
+        """
+        for method, state in zip(self.parts, self.states, strict=True):
+            for name in method.replicated:
+                digest = zlib.crc32(state[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                mine = torch.full((len(self._x),), float(digest), dtype=torch.float64, device=self._x.device)
+                everyone = workers.gather(mine)
+                odd = (everyone != everyone[0]).nonzero().flatten().tolist()
+                if odd:
+                    raise RuntimeError(
+                        f"the {name} of {type(method).__name__} is not the same for workers 0 and {odd[0]}: their "
+                        "processes have not taken part in the same rounds, or compute differently"
+                    )
 
     def _land(self, part: int, flight: Flight) -> None:
         method, x, state = self.parts[part], self._x, self.states[part]
@@ -222,8 +252,8 @@ class Rounds:
         self._on_land()
 
 
-def _cloned(tensors: Any) -> Any:
-    """A copy of a tensor or a dict of tensors."""
+def _cloned(tensors: Any, device: torch.device | None = None) -> Any:
+    """A copy of a tensor or a dict of tensors; there, if a device is given."""
     if isinstance(tensors, dict):
-        return {name: value.clone() for name, value in tensors.items()}
-    return tensors.clone()
+        return {name: _cloned(value, device) for name, value in tensors.items()}
+    return tensors.to(device or tensors.device, copy=True)

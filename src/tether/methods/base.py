@@ -18,7 +18,7 @@ tensors that the caller keeps. This is a complete one, local SGD:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
@@ -68,6 +68,9 @@ class Method:
 
     # Whether `send` looks at losses at all; a training loop must report them then.
     needs_losses = False
+
+    # What of the state is the same on all processes, to the bit, as all receive the same: checked when it is saved.
+    replicated: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         whole("period", self.period, least=1)

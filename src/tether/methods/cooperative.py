@@ -37,6 +37,8 @@ class CooperativeSGD(Method):
     W: Sequence[Sequence[float]] | np.ndarray | Tensor
     auxiliary: int = 0
 
+    replicated = ("auxiliary",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.auxiliary < 0:

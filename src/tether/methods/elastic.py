@@ -45,6 +45,8 @@ class EASGD(Method):
     alpha: float | None = None
     beta: float | None = None
 
+    replicated = ("anchor",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha is not None and self.beta is not None:

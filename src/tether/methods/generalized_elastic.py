@@ -35,6 +35,8 @@ class GeneralizedElastic(Method):
     topology: str | Topology | nx.Graph = "ring"
     alpha: float | None = None
 
+    replicated = ("anchor",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "topology", as_topology(self.topology))

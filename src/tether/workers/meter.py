@@ -5,7 +5,7 @@ The counts are Cooperative SGD's table 3 without its rounding, and count what is
     all-reduce, ring   2 (n-1) messages a worker, each 1/n of the value:  2 (n-1) values in all
     all-reduce, star   n-1 messages to the hub, which is one of the workers, and n-1 back:  2 (n-1) values in all
     neighbours         one message for every ordered pair i != j with w_ij != 0
-    best               everyone's loss to everyone by a ring, then the leader's row to n-1 workers
+    best               everyone's loss to everyone, then the leader's row to n-1 workers
 
 An all-reduce moves as many bytes either way; a ring spreads them evenly while a star's hub sends half of them.
 """

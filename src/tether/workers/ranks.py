@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from tether.checks import whole
 from tether.workers.base import Arrived, Pending, check_groups, contest, shares, without
+from tether.workers.relay import Threaded, relay, wait_for_all
+from tether.workers.watch import Watch
 
 
 class Works:
@@ -19,12 +22,20 @@ class Works:
 
     Args:
         works: the communication.
+        wait: waits for a part of it.
         finish: makes the value of what has arrived.
         keep: buffers that are being sent, which must live until then.
     """
 
-    def __init__(self, works: list[dist.Work], finish: Callable[[], Tensor], keep: object = None):
+    def __init__(
+        self,
+        works: Sequence[dist.Work | Threaded],
+        wait: Callable[[dist.Work | Threaded], None],
+        finish: Callable[[], Tensor],
+        keep: object = None,
+    ):
         self._works = works
+        self._wait = wait
         self._finish = finish
         self._keep = keep
         self._value: Tensor | None = None
@@ -33,7 +44,7 @@ class Works:
         """The value, as soon as it is here."""
         if self._value is None:
             for work in self._works:
-                work.wait()
+                self._wait(work)
             self._value = self._finish()
             self._works, self._keep = [], None
         return self._value
@@ -62,18 +73,21 @@ class Exchange:
 class Ranks:
     """m workers, r consecutive ones in each process of a group: m = r x processes.
 
-    Means travel by all-reduce, mixtures by sends and receives between neighbours alone, the best row by a broadcast
-    from its process. Nothing but tensors travels.
+    Means travel by all-reduce, mixtures by sends and receives between neighbours alone, the best row from its process
+    down a chain of the others. Nothing but tensors travels.
 
     Args:
         group: the process group. Default: the one that `torch.distributed` was initialised with.
         rows: workers in each process, r; the same everywhere.
+        timeout: seconds without a sign of life after which another process is taken for lost. One that is merely slow
+            gives them.
 
     Raises:
-        ValueError: if there is no process group, or rows is below 1.
+        ValueError: if there is no process group, or rows is below 1, or the timeout not above 0.
+        WorkerLostError: by whatever communicates, if a process has ended or cannot be reached.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, rows: int = 1):
+    def __init__(self, group: dist.ProcessGroup | None = None, rows: int = 1, timeout: float = 30.0):
         if not (dist.is_available() and dist.is_initialized()):
             raise ValueError(
                 "there is no process group: start the script with torchrun, and call "
@@ -86,6 +100,10 @@ class Ranks:
         self.size = self._r * self.processes
         self.rows = slice(self.process * self._r, (self.process + 1) * self._r)
         self.present: Bool[Tensor, " m"] = torch.ones(self.size, dtype=torch.bool)
+        if not timeout > 0:
+            raise ValueError(f"timeout={timeout}: give the seconds after which a silent process is taken for lost")
+        self.watch = Watch(self.group, timeout)
+        self._relays = 0
         self._subgroups: dict[int, dist.ProcessGroup] = {}
         self._exchanges: dict[int, tuple[Tensor, Exchange]] = {}
 
@@ -94,35 +112,48 @@ class Ranks:
     ) -> Pending:
         """See `Workers.mean`. Does not block but, with weights, for these: a number a worker."""
         everyone = None if weights is None else self.gather(weights.double().to(x.device)).cpu()
-        mine = shares(self.present, everyone, within)[self.rows, None].to(x)
+        mine = shares(self.present, everyone, within)[self.rows]
         whole_groups, subgroup = self._groups(within)
         # An absent row may hold NaN, which a weight of zero would not silence.
-        parts = torch.where(mine != 0, x, 0) * mine
-        sums = parts.view(whole_groups, -1, x.shape[1]).sum(1)
-        works = [dist.all_reduce(sums, group=subgroup, async_op=True)] if subgroup else []
-        return Works(works, lambda: sums if within is None else sums.repeat_interleave(self._r // whole_groups, 0))
+        counted = x if mine.all() else torch.where((mine != 0)[:, None].to(x.device), x, 0)
+        sums = (mine.to(x).view(whole_groups, 1, -1) @ counted.reshape(whole_groups, -1, x.shape[1])).squeeze(1)
+        with self.watch.explaining():
+            works = [dist.all_reduce(sums, group=subgroup, async_op=True)] if subgroup else []
+        return Works(
+            works,
+            self.watch.wait,
+            lambda: sums if within is None else sums.repeat_interleave(self._r // whole_groups, 0),
+        )
 
     def mix(self, x: Float[Tensor, "r k"], weights: Float[Tensor, "m m"]) -> Pending:
         """See `Workers.mix`."""
         exchange = self._exchange(weights)
         here = self.present[self.rows, None].to(x.device)
-        own = torch.where(here, x, 0)
-        outgoing = {process: own[rows] for process, rows in exchange.sends.items()}
-        incoming = {process: x.new_empty(count, x.shape[1]) for process, count in exchange.receives.items()}
+        everyone_here = bool(here.all())
+        at_hand = x.new_empty(exchange.weights.shape[1], x.shape[1])
+        own, *heard = at_hand.split([self._r, *exchange.receives.values()])
+        own.copy_(x if everyone_here else torch.where(here, x, 0))
+        spoken = [own if len(rows) == self._r else own[rows] for rows in exchange.sends.values()]
+        sends = zip(exchange.sends, spoken, strict=True)
+        receives = zip(exchange.receives, heard, strict=True)
+        # Receives first: Gloo takes up to twice as long for what it sends before anyone waits for it.
         operations = [
-            *(dist.P2POp(dist.isend, value, group=self.group, group_peer=p) for p, value in outgoing.items()),
-            *(dist.P2POp(dist.irecv, value, group=self.group, group_peer=p) for p, value in incoming.items()),
+            *(dist.P2POp(dist.irecv, rows, group=self.group, group_peer=process) for process, rows in receives),
+            *(dist.P2POp(dist.isend, rows, group=self.group, group_peer=process) for process, rows in sends),
         ]
-        works = dist.batch_isend_irecv(operations) if operations else []
+        works: Sequence[dist.Work | Threaded] = []
+        if operations:
+            with self.watch.explaining():
+                started = dist.batch_isend_irecv(operations)
+            works = [Threaded(partial(wait_for_all, started))] if x.device.type == "cpu" else started
+        before = None if everyone_here else x.clone()
 
         def finish() -> Tensor:
-            at_hand = torch.cat([own, *incoming.values()])
             precise = at_hand if x.dtype in (torch.float32, torch.float64) else at_hand.float()
             mixed = (exchange.weights.to(precise) @ precise).to(at_hand)
-            return mixed if here.all() else torch.where(here, mixed, before)
+            return mixed if before is None else torch.where(here, mixed, before)
 
-        before = own if here.all() else x.clone()
-        return Works(works, finish, outgoing)
+        return Works(works, self.watch.wait, finish, spoken)
 
     def best(
         self, x: Float[Tensor, "r k"], loss: Float[Tensor, " r"], *, within: int | None = None
@@ -139,21 +170,42 @@ class Ranks:
             return {"row": Arrived(rows if within else rows[:1]), "worker": workers}
         holder, position = divmod(int(leaders), self._r)
         row = x[position : position + 1].clone() if holder == self.process else x.new_empty(1, x.shape[1])
-        source = dist.get_global_rank(self.group, holder)
-        work = dist.broadcast(row, source, group=subgroup, async_op=True)
-        return {"row": Works([work], lambda: row if within is None else row.expand_as(x)), "worker": workers}
+        with self.watch.explaining():
+            work = self._spread(row, dist.get_global_rank(self.group, holder), subgroup)
+        row_of_each = Works([work], self.watch.wait, lambda: row if within is None else row.expand_as(x))
+        return {"row": row_of_each, "worker": workers}
+
+    def _spread(self, row: Float[Tensor, "1 k"], source: int, group: dist.ProcessGroup) -> dist.Work | Threaded:
+        """Bring the row of a process to all others of a group."""
+        if row.device.type != "cpu":
+            return dist.broadcast(row, source, group=group, async_op=True)
+        ranks = dist.get_process_group_ranks(group)
+        place = ranks.index(source)
+        self._relays += 1
+        return relay(row, [*ranks[place:], *ranks[:place]], group, tag=self._relays)
 
     def gather(self, values: Float[Tensor, " r"]) -> Float[Tensor, " m"]:
         """See `Workers.gather`."""
-        everyone, work = self.gather_async(values)
-        work.wait()
-        return everyone
+        return self.gather_async(values).wait()
 
-    def gather_async(self, values: Shaped[Tensor, " k"]) -> tuple[Shaped[Tensor, " n"], dist.Work]:
+    def gather_async(self, values: Shaped[Tensor, " k"]) -> Pending:
         """The same number of values from each process, side by side, once the work is done."""
         everyone = values.new_empty(self.processes * len(values))
-        work = dist.all_gather(list(everyone.split(len(values))), values.contiguous(), self.group, async_op=True)
-        return everyone, work
+        # Gloo's all-gather goes round a ring; this is as many messages, and none waits for another.
+        copies = values.repeat(self.processes)
+        with self.watch.explaining():
+            work = dist.all_to_all_single(everyone, copies, group=self.group, async_op=True)
+        return Works([work], self.watch.wait, lambda: everyone, copies)
+
+    def close(self) -> None:
+        """No more communication: give no more signs of life, and let go of the group.
+
+        As long as anyone holds a group, destroying it does not end Gloo's threads, and one of those that is still
+        there when the interpreter ends can abort it.
+        """
+        self.watch.stop()
+        self._subgroups.clear()
+        del self.group
 
     def exclude(self, worker: int) -> None:
         """See `Workers.exclude`. Every process says so between the same two messages."""
@@ -176,7 +228,8 @@ class Ranks:
         if within not in self._subgroups:
             ranks, span = dist.get_process_group_ranks(self.group), members // self._r
             everyone = [ranks[start : start + span] for start in range(0, self.processes, span)]
-            self._subgroups[within], _ = dist.new_subgroups_by_enumeration(everyone)
+            with self.watch.explaining():
+                self._subgroups[within], _ = dist.new_subgroups_by_enumeration(everyone)
         return 1, self._subgroups[within]
 
     def _exchange(self, weights: Float[Tensor, "m m"]) -> Exchange:
