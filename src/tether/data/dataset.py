@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from tether.checks import nearest
+from tether.data.augmentation import Augmentation
+from tether.data.evaluation import Evaluation, Samples, classification, language, regression
 from tether.data.partition import IID, PARTITIONS, Assigned, Partition
 from tether.data.shards import Shards
-
-Samples = tuple[Tensor, ...]
+from tether.models.objectives import Loss, entropy_loss
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,12 @@ class Dataset:
         test: held-out samples of the same form.
         name: what to call it.
         partition: who holds what; iid unless given.
-        classes: number of classes, where there are classes.
+        classes: number of classes, where targets are classes; of a text, of symbols.
+        augmentation: what is done to the samples of every batch at random.
+        groups: `[n]`, the group of each training sample, such as the module of a text, by which partitions divide;
+            where there are none they divide by label.
+        names: what the groups, or else the classes, are called.
+        about: what else is to be said of it, such as the version of its text.
 
     Raises:
         ValueError: if the tensors disagree about the number of samples.
@@ -39,6 +45,10 @@ class Dataset:
     name: str = "data"
     partition: Partition = field(default_factory=IID)
     classes: int | None = None
+    augmentation: Augmentation | None = None
+    groups: Tensor | None = None
+    names: tuple[str, ...] | None = None
+    about: str = ""
 
     def __post_init__(self) -> None:
         for part, samples in (("train", self.train), ("test", self.test)):
@@ -51,9 +61,26 @@ class Dataset:
             counts = {len(t) for t in samples or ()}
             if len(counts) > 1:
                 raise ValueError(f"the {part} tensors have {' and '.join(map(str, sorted(counts)))} samples")
+        if self.groups is not None and len(self.groups) != len(self):
+            raise ValueError(f"groups has {len(self.groups)} entries for {len(self)} samples: give one a sample")
 
     def __len__(self) -> int:
         return len(self.train[0])
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.about})" if self.about else self.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample as batches have it."""
+        first = self.train[:1] if self.augmentation is None else self.augmentation.held_out((self.train[0][:1],))
+        return tuple(first[0].shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model should give: the number of classes, or of real targets a sample."""
+        targets = self.train[-1]
+        return self.classes or (targets.shape[-1] if targets.ndim > 1 else 1)
 
     @classmethod
     def from_samples(cls, samples: Any, **fields: Any) -> Dataset:
@@ -79,6 +106,16 @@ class Dataset:
             chosen = partition
         return dataclasses.replace(self, partition=chosen)
 
+    def augmented(self, augmentation: Augmentation) -> Dataset:
+        """The same samples, changed at random in every batch; held-out ones are brought to the same shape.
+
+        Raises:
+            ValueError: if the samples do not suit it.
+        """
+        augmentation.held_out((self.train[0][:1],))  # refuses samples that do not suit it
+        held_out = self.test and augmentation.held_out(self.test)
+        return dataclasses.replace(self, augmentation=augmentation, test=held_out)
+
     def to(self, dtype: torch.dtype) -> Dataset:
         """The same samples with their real numbers in another precision."""
 
@@ -89,31 +126,23 @@ class Dataset:
 
     def shards(self, workers: int, seed: int = 0) -> Shards:
         """The workers' shares of the training samples."""
+        groups = self.grouping()
+        return self.partition.shards(len(self), None if groups is None else groups.cpu().numpy(), workers, seed)
+
+    def grouping(self) -> Tensor | None:
+        """`[n]`, what partitions divide by: the group of each training sample, or else its label if it has one."""
         labels = self.train[-1]
         whole = len(self.train) > 1 and labels.ndim == 1 and not labels.is_floating_point()
-        return self.partition.shards(len(self), labels.cpu().numpy() if whole else None, workers, seed)
+        return self.groups if self.groups is not None else labels if whole else None
 
+    def evaluation(self, loss: Loss = entropy_loss) -> Evaluation | None:
+        """What to measure of a model on the held-out samples, if there are any.
 
-def classification(samples: Samples, batch_size: int = 2000) -> Callable[[nn.Module], dict[str, float]]:
-    """An evaluation for `simulate`: mean cross-entropy and accuracy of a classifier on (inputs, labels).
-
-    Args:
-        samples: held-out inputs and labels.
-        batch_size: how many to look at at once.
-    """
-    inputs, labels = samples
-
-    @torch.no_grad()
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        was_training = model.training
-        model.eval()
-        device = next(model.parameters()).device
-        loss = correct = 0.0
-        for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-            logits, y = model(x.to(device)), y.to(device)
-            loss += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
-            correct += float((logits.argmax(1) == y).sum())
-        model.train(was_training)
-        return {"loss": loss / len(labels), "accuracy": correct / len(labels)}
-
-    return evaluate
+        Args:
+            loss: loss(outputs, targets) -> its mean.
+        """
+        if self.test is None:
+            return None
+        if self.classes is None:
+            return regression(self.test, loss=loss)
+        return classification(self.test, loss=loss) if self.test[-1].ndim == 1 else language(self.test, loss=loss)

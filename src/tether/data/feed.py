@@ -36,6 +36,8 @@ class Feed:
         device: torch.device,
     ):
         self.accumulate = accumulate
+        self._seed = seed
+        self._augmentation = None if data is None else data.augmentation
         self._tensors = () if data is None else tuple(t.to(device) for t in data.train)
         self._batches, self.samples, self.sizes = None, None, np.zeros(workers, int)
         if data is not None:
@@ -48,5 +50,18 @@ class Feed:
         if self._batches is None:
             return [None] * self.accumulate
         numbers = range(step * self.accumulate, (step + 1) * self.accumulate)
-        indices = (torch.from_numpy(self._batches.indices(rows, number)) for number in numbers)
-        return [tuple(t[i.to(t.device)] for t in self._tensors) for i in indices]
+        return [self._batch(rows, number) for number in numbers]
+
+    def _batch(self, rows: slice, number: int) -> tuple[Tensor, ...]:
+        assert self._batches is not None
+        indices = torch.from_numpy(self._batches.indices(rows, number))
+        batch = tuple(_samples(t, indices.to(t.device)) for t in self._tensors)
+        if self._augmentation is None:
+            return batch
+        workers = range(rows.start, rows.stop)
+        return self._augmentation(batch, [np.random.default_rng((self._seed, w, number, 0xA6)) for w in workers])
+
+
+def _samples(samples: Tensor, indices: Tensor) -> Tensor:
+    """`samples[indices]`, in half the time."""
+    return samples.index_select(0, indices.view(-1)).view(*indices.shape, *samples.shape[1:])

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from tether.checks import whole
 from tether.data.shards import FixedShards, ReshuffledShards, Shards
 
 
@@ -20,7 +21,7 @@ class Partition(Protocol):
 
         Args:
             samples: number of samples.
-            labels: `[samples]`, the class of each, where they have one.
+            labels: `[samples]`, the group of each or else its class, where they have one.
             workers: number of workers m.
             seed: which of the possible partitions.
 
@@ -128,6 +129,99 @@ class Dirichlet:
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """Alike in what is held, not in how much: the shares of the samples are drawn from Dirichlet(beta).
+
+    Every worker holds n_i = s + p_i (n − m s) samples, p ~ Dirichlet(beta), whichever come in a shuffle of all. Small
+    beta: a few workers hold nearly everything. (Li et al., "Federated learning on non-IID data silos", 2022, quantity
+    skew, with a least number of samples s.)
+
+    Args:
+        beta: concentration, above 0.
+        min_samples: samples s that every worker holds at least; set it to the batch size or above.
+    """
+
+    beta: float = 0.5
+    min_samples: int = 1
+
+    def __str__(self) -> str:
+        return f"amounts by Dirichlet({self.beta:g})"
+
+    def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
+        """See `Partition.shards`."""
+        if not self.beta > 0:
+            raise ValueError(f"beta={self.beta}: the concentration is above 0")
+        rng = _rng(seed)
+        return _by_amounts(rng.dirichlet(np.full(workers, self.beta)), samples, self.min_samples, rng, seed)
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """Alike in what is held, not in how much: the k-th largest share of the samples goes as k^(−exponent).
+
+    Every worker holds n_i = s + p_i (n − m s) samples, as with `Quantity`; which worker is the k-th is drawn.
+
+    Args:
+        exponent: 0 for equal shares; at 1 the largest share of many workers' is twice the second.
+        min_samples: samples s that every worker holds at least; set it to the batch size or above.
+    """
+
+    exponent: float = 1.0
+    min_samples: int = 1
+
+    def __str__(self) -> str:
+        return f"amounts by k^-{self.exponent:g}"
+
+    def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
+        """See `Partition.shards`."""
+        if not self.exponent >= 0:
+            raise ValueError(f"exponent={self.exponent}: give 0 or more")
+        rng = _rng(seed)
+        shares = np.arange(1.0, workers + 1) ** -self.exponent
+        return _by_amounts(rng.permutation(shares / shares.sum()), samples, self.min_samples, rng, seed)
+
+
+@dataclass(frozen=True)
+class Contiguous:
+    """Cut into m consecutive pieces of a size, in the order of the data: of a text, each worker its own passage."""
+
+    def __str__(self) -> str:
+        return "consecutive pieces"
+
+    def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
+        """See `Partition.shards`."""
+        _check_enough(samples, workers)
+        return FixedShards(np.array_split(np.arange(samples), workers), seed)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Whole groups: no two workers hold samples of one module of a text, or of one class where there are no groups.
+
+    From the largest group to the smallest, each goes to the worker that holds least so far.
+    """
+
+    def __str__(self) -> str:
+        return "whole groups"
+
+    def shards(self, samples: int, labels: np.ndarray | None, workers: int, seed: int) -> Shards:
+        """See `Partition.shards`."""
+        labels = _check_labels(labels, "Groups")
+        names, sizes = np.unique(labels, return_counts=True)
+        if len(names) < workers:
+            raise ValueError(f"{len(names)} groups cannot be dealt whole to {workers} workers; use fewer workers")
+        rng = _rng(seed)
+        held: list[list[np.ndarray]] = [[] for _ in range(workers)]
+        load = np.zeros(workers, int)
+        drawn = rng.permutation(len(names))
+        for group in drawn[np.argsort(-sizes[drawn], kind="stable")]:
+            worker = int(load.argmin())
+            held[worker].append(np.flatnonzero(labels == names[group]))
+            load[worker] += sizes[group]
+        return FixedShards([np.concatenate(pieces) for pieces in held], seed)
+
+
+@dataclass(frozen=True)
 class Reshuffled:
     """Every epoch shuffled anew and dealt out in disjoint shards; what does not fill a batch is left out that epoch.
 
@@ -174,6 +268,10 @@ PARTITIONS: dict[str, type] = {
     "iid": IID,
     "classes": Classes,
     "dirichlet": Dirichlet,
+    "quantity": Quantity,
+    "power-law": PowerLaw,
+    "contiguous": Contiguous,
+    "groups": Groups,
     "reshuffled": Reshuffled,
 }
 """The partitions that have a name."""
@@ -183,6 +281,16 @@ def _rng(seed: int) -> np.random.Generator:
     return np.random.default_rng((seed, 0x5A4D))
 
 
+def _by_amounts(shares: np.ndarray, samples: int, min_samples: int, rng: np.random.Generator, seed: int) -> FixedShards:
+    """Shuffled once and dealt out in these shares of what is left when every worker has its least."""
+    min_samples = whole("min_samples", min_samples, least=1)
+    workers = len(shares)
+    _check_enough(samples, workers * min_samples)
+    ends = (np.cumsum(shares) * (samples - workers * min_samples)).round().astype(int)
+    cuts = ends + min_samples * np.arange(1, workers + 1)
+    return FixedShards(np.split(rng.permutation(samples), cuts[:-1]), seed)
+
+
 def _check_enough(samples: int, needed: int) -> None:
     if samples < needed:
         raise ValueError(f"{samples} samples are too few: these workers need {needed}; use fewer workers")
@@ -190,5 +298,8 @@ def _check_enough(samples: int, needed: int) -> None:
 
 def _check_labels(labels: np.ndarray | None, name: str) -> np.ndarray:
     if labels is None:
-        raise ValueError(f"{name} divides samples by class; this data has no labels (its last tensor, whole numbers)")
+        raise ValueError(
+            f"{name} divides samples by class or group; this data has neither: no `groups`, no last tensor of labels, "
+            "whole numbers"
+        )
     return labels
