@@ -133,9 +133,8 @@ def half_and_half():
         (half_and_half(), r"'0.weight' has torch.float16, '1.weight' has torch.float32.*\.to\(dtype\)"),
         (Complex(), "'weight' is .*complex64"),
         (nn.Sequential(nn.LazyLinear(3)), "'0.weight' has no shape yet"),
-        (nn.Sequential(nn.Embedding(5, 3, sparse=True)), "'0' makes sparse gradients.*sparse=False"),
     ],
-    ids=["none", "frozen", "mixed", "complex", "lazy", "sparse"],
+    ids=["none", "frozen", "mixed", "complex", "lazy"],
 )
 def test_refuses(model, message):
     with pytest.raises(ValueError, match=message):

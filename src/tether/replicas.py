@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import mmap
 from collections.abc import Iterator
 
 import torch
@@ -80,6 +81,18 @@ class Replicas:
         """The buffers of which a mean makes sense, as matrices that share their memory: the real ones."""
         return {n: b.view(len(b), -1) for n, b in self.buffers.items() if b.is_floating_point() and b.numel()}
 
+    def share(self) -> None:
+        """Move the rows, on the CPU, to memory that processes forked from this one have in common with it."""
+        self.x = _shared(self.x)
+        self.buffers = {name: _shared(buffer) for name, buffer in self.buffers.items()}
+
+    def part(self, rows: slice) -> Replicas:
+        """Some of the rows, as replicas that share their memory with these."""
+        part = copy.copy(self)
+        part.x = self.x[rows]
+        part.buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
+        return part
+
     def views(self, rows: Float[Tensor, "*r d"]) -> dict[str, Tensor]:
         """Rows of X taken apart: each parameter by name, `[*r, *shape]`, views of the rows."""
         leading = rows.shape[:-1]
@@ -122,6 +135,13 @@ class Replicas:
         return {"x": self.x} | self.averaged_buffers()
 
 
+def _shared(tensor: Tensor) -> Tensor:
+    if not tensor.numel():
+        return tensor
+    memory = mmap.mmap(-1, tensor.nbytes)  # not /dev/shm, which containers keep small
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters with `requires_grad`, tied ones once; or why they cannot be one matrix."""
     parameters = dict(module.named_parameters())
@@ -132,10 +152,12 @@ def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     if not trainable:
         frozen = f"all {len(parameters)} are frozen" if parameters else "it has none"
         raise ValueError(f"{type(module).__name__} has no parameters to train: {frozen}")
-    for name, part in module.named_modules():
-        if getattr(part, "sparse", False) and isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
-            raise ValueError(f"{name!r} makes sparse gradients, which rows of X do not take: give it sparse=False")
     for name, p in trainable.items():
+        if hasattr(p, "device_mesh"):  # a DTensor, whose import takes longer than all of ours
+            raise ValueError(
+                f"{name!r} is divided among processes (FSDP, tensor parallelism); a worker's model is a row of X, "
+                "whole in its process. Within a machine, wrap it in DistributedDataParallel instead"
+            )
         if p.layout != torch.strided or not p.dtype.is_floating_point:
             raise ValueError(f"{name!r} is {p.layout} of {p.dtype}; workers' models are rows of real, dense numbers")
     _same("dtype", {name: p.dtype for name, p in trainable.items()}, "convert the module with .to(dtype)")

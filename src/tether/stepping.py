@@ -1,177 +1,25 @@
-"""Gradients of many workers: the ways to take local steps, and blocks of rows that step together.
+"""Blocks of rows that step together, each with an optimizer of its own.
 
 Between rounds workers do not touch one another, so a block of rows is taken through all the steps up to the next
-round before the next block begins: what it needs stays in cache. The result does not depend on the way or the blocks
-beyond rounding, but for random numbers drawn by the model itself (dropout), which are drawn anew for each block.
+round before the next block begins: what it needs stays in cache. The result does not depend on the blocks beyond
+rounding, but for random numbers drawn by the model itself (dropout), which are drawn anew for each block.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
 
+from tether.gradients import Batch, Gradients
 from tether.replicas import Replicas
-
-Objective: TypeAlias = Callable[[nn.Module, Any], Tensor]
-"""objective(model, batch) -> scalar loss."""
-
-Batch: TypeAlias = "tuple[Tensor, ...] | None"
-"""The batches of several rows: tensors `[r, batch, ...]`. None for objectives that need no data."""
 
 OptimizerFactory: TypeAlias = Callable[[Any], torch.optim.Optimizer]
 SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer], Any]
-
-Stepping = Literal["auto", "stacked", "rows"]
-
-
-@runtime_checkable
-class Gradients(Protocol):
-    """A way to compute the gradients of several rows."""
-
-    def __call__(
-        self, x: Float[Tensor, "r d"], buffers: dict[str, Tensor], batch: Batch, out: Float[Tensor, "r d"]
-    ) -> Float[Tensor, " r"]:
-        """The loss of each row on its batch; its gradient goes to `out`, its buffers are updated in place."""
-        ...
-
-
-class _Bound(nn.Module):
-    """A model and its objective as one module, so that the objective sees the parameters it is called with."""
-
-    def __init__(self, model: nn.Module, objective: Objective):
-        super().__init__()
-        self.model = model
-        self.objective = objective
-
-    def forward(self, batch: Any) -> Tensor:
-        given = dict(self.model.named_buffers())
-        loss = self.objective(self.model, batch)
-        for name, buffer in self.model.named_buffers() if given else ():
-            # Assigned anew instead of changed in place: the caller would never see it.
-            if name in given and buffer is not given[name]:
-                given[name].copy_(buffer.detach())
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"the objective must return one number, the loss of its batch; it returned {shape}")
-        return loss.reshape(())
-
-
-class _Way:
-    def __init__(self, replicas: Replicas, model: nn.Module, objective: Objective):
-        self._replicas = replicas
-        self._bound = _Bound(copy.deepcopy(model), objective)
-
-    def _loss(self, row: Float[Tensor, " d"], buffers: dict[str, Tensor], batch: Batch) -> Tensor:
-        tensors = self._replicas.views(row) | buffers
-        return functional_call(self._bound, {f"model.{name}": t for name, t in tensors.items()}, (batch,))
-
-
-class StackedGradients(_Way):
-    """All rows at once, by `torch.func.vmap`."""
-
-    def __call__(  # noqa: D102
-        self, x: Float[Tensor, "r d"], buffers: dict[str, Tensor], batch: Batch, out: Float[Tensor, "r d"]
-    ) -> Float[Tensor, " r"]:
-        dims = (0, 0, None if batch is None else 0)
-        gradients = vmap(grad_and_value(self._loss), in_dims=dims, randomness="different")
-        gradient, losses = gradients(x, buffers, batch)
-        out.copy_(gradient)
-        return losses.detach()
-
-
-class RowGradients(_Way):
-    """One row after the other: works for any module."""
-
-    def __call__(  # noqa: D102
-        self, x: Float[Tensor, "r d"], buffers: dict[str, Tensor], batch: Batch, out: Float[Tensor, "r d"]
-    ) -> Float[Tensor, " r"]:
-        losses = []
-        for i, row in enumerate(x):
-            leaf = row.detach().requires_grad_()
-            mine = None if batch is None else tuple(part[i] for part in batch)
-            with torch.enable_grad():
-                loss = self._loss(leaf, {name: b[i] for name, b in buffers.items()}, mine)
-                (gradient,) = torch.autograd.grad(loss, leaf)
-            out[i] = gradient
-            losses.append(loss.detach())
-        return torch.stack(losses)
-
-
-def choose_gradients(
-    stepping: Stepping, replicas: Replicas, model: nn.Module, objective: Objective, batch: Batch
-) -> Gradients:
-    """The way of stepping by name, or for "auto" the stacked one where the model and objective allow it.
-
-    Args:
-        stepping: "auto", "stacked" or "rows".
-        replicas: the rows.
-        model: the model that the rows are copies of.
-        objective: its loss.
-        batch: batches of the first rows, to try the way with; nothing is changed by it.
-
-    """
-    ways: dict[str, Gradients] = {
-        "stacked": StackedGradients(replicas, model, objective),
-        "rows": RowGradients(replicas, model, objective),
-    }
-    _check_reaches_parameters(ways["rows"], replicas, model, objective, batch)
-    if stepping != "auto":
-        return ways[stepping]
-    rows = len(batch[0]) if batch else 1
-    x, buffers = replicas.x[:rows], {name: b[:rows].clone() for name, b in replicas.buffers.items()}
-    # Where vmap has no rule for an operation it loops over the rows itself, slower than we do; that counts as a no.
-    functorch: Any = torch._C._functorch
-    fallback = functorch._is_vmap_fallback_enabled()
-    functorch._set_vmap_fallback_enabled(False)
-    try:
-        ways["stacked"](x, buffers, batch, torch.empty_like(x))
-    except Exception:
-        # Not every operation can be batched, nor control flow that depends on data. If the fault is the user's own,
-        # rows meet it too and raise it without vmap in between.
-        return ways["rows"]
-    finally:
-        functorch._set_vmap_fallback_enabled(fallback)
-    return ways["stacked"]
-
-
-def _check_reaches_parameters(
-    rows: Gradients, replicas: Replicas, model: nn.Module, objective: Objective, batch: Batch
-) -> None:
-    """Raise `ValueError` if rows would not be trained, or not all of them, where the module itself would be.
-
-    Rows stand in for the module's own parameters while the objective runs. An objective that does not use the model it
-    is given, or a module that keeps a parameter somewhere else as well, would silently train nothing.
-    """
-    module = copy.deepcopy(model)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    first = None if batch is None else tuple(part[:1] for part in batch)
-    with torch.enable_grad():
-        loss = objective(module, None if first is None else tuple(part[0] for part in first))
-    reached = loss.requires_grad if isinstance(loss, Tensor) else True
-    if isinstance(loss, Tensor) and loss.numel() != 1:
-        return  # said by the objective's first call in earnest
-    own = torch.autograd.grad(loss, parameters, allow_unused=True) if reached else ()
-    if not any(gradient is not None for gradient in own):
-        raise ValueError(
-            "the objective's loss does not depend on the parameters of the model it is given: compute it from its "
-            "argument `model`, not from a model that it knows otherwise, and without detach() or no_grad()"
-        )
-    row = torch.cat([p.detach().reshape(-1) for p in parameters])[None]
-    gradient = torch.empty_like(row)
-    rows(row, {name: buffer[:1].clone() for name, buffer in replicas.buffers.items()}, first, gradient)
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    for name, mine, theirs in zip(names, replicas.views(gradient[0]).values(), own, strict=True):
-        if theirs is not None and theirs.any() and not mine.any():
-            raise ValueError(
-                f"{name!r} would not be trained: the module uses it through a reference that it keeps elsewhere (a "
-                "list, a closure); let forward take it from the module it belongs to"
-            )
 
 
 class Block:
@@ -182,6 +30,8 @@ class Block:
         rows: which of them.
         optimizer: makes an elementwise `torch.optim` optimizer from a list with one parameter, `[rows, d]`.
         scheduler: makes a learning-rate scheduler from the optimizer; stepped after every local step.
+        spare: matrices for gradients that no block needs at the moment; all blocks share them, so that gradients
+            need not exist for all rows at once.
 
     Attributes:
         lr: the learning rate of the step that `gradients` was last called for.
@@ -193,8 +43,10 @@ class Block:
         rows: slice,
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None,
+        spare: list[Tensor] | None = None,
     ):
         self.rows = rows
+        self._spare = [] if spare is None else spare
         self.x = replicas.x[rows]
         self.buffers = {name: buffer[rows] for name, buffer in replicas.buffers.items()}
         self.parameter = nn.Parameter(self.x)
@@ -212,7 +64,8 @@ class Block:
         """The losses of the rows; their gradients, averaged over the batches, wait for `update`."""
         self.lr = float(self.optimizer.param_groups[0]["lr"])
         if self.parameter.grad is None:
-            self.parameter.grad = torch.empty_like(self.x)
+            fitting = [number for number, spare in enumerate(self._spare) if spare.shape == self.x.shape]
+            self.parameter.grad = self._spare.pop(fitting[0]) if fitting else torch.empty_like(self.x)
         total = self.parameter.grad
         losses = gradients(self.x, self.buffers, batches[0], total)
         if len(batches) > 1:
@@ -229,6 +82,12 @@ class Block:
         if self.scheduler:
             self.scheduler.step()
 
+    def release(self) -> None:
+        """Leave the memory of the gradients to other blocks."""
+        if self.parameter.grad is not None:
+            self._spare.append(self.parameter.grad)
+            self.parameter.grad = None
+
     def moments(self) -> dict[str, Float[Tensor, "rows d"]]:
         """The optimizer's state that has a value a parameter, such as momentum."""
         state = self.optimizer.state.get(self.parameter, {})
@@ -238,6 +97,38 @@ class Block:
         """Put the optimizer's state back to what it was before the first step."""
         first = {"state": copy.deepcopy(self._first_state), "param_groups": self.optimizer.state_dict()["param_groups"]}
         self.optimizer.load_state_dict(first)
+
+
+def optimizer_state(blocks: Sequence[Block]) -> tuple[dict[str, Float[Tensor, "r d"]], dict[str, Any]]:
+    """The optimizers' and schedulers' state: moments as rows, and the rest, which all blocks have in common."""
+    moments = [block.moments() for block in blocks]
+    whole = blocks[0].optimizer.state_dict()
+    rest = {name: value for name, value in whole["state"].get(0, {}).items() if name not in moments[0]}
+    scheduler = blocks[0].scheduler.state_dict() if blocks[0].scheduler else None
+    return (
+        {name: torch.cat([each[name] for each in moments]) for name in moments[0]},
+        {"state": rest, "param_groups": whole["param_groups"], "scheduler": scheduler},
+    )
+
+
+def load_optimizer_state(
+    blocks: Sequence[Block], moments: Mapping[str, Float[Tensor, "r d"]], rest: Mapping[str, Any]
+) -> None:
+    """Give blocks what `optimizer_state` took of the same rows, in whatever blocks they were then."""
+    for block in blocks:
+        state = rest["state"] | {name: rows[block.rows] for name, rows in moments.items()}
+        # The optimizer keeps what it is given where it can; blocks must not share it.
+        whole = {"state": {0: state} if state else {}, "param_groups": rest["param_groups"]}
+        block.optimizer.load_state_dict(copy.deepcopy(whole))
+        if block.scheduler:
+            block.scheduler.load_state_dict(copy.deepcopy(rest["scheduler"]))
+
+
+def check_dense(model: nn.Module) -> None:
+    """Raise `ValueError` if a module makes sparse gradients, which a block of rows does not take."""
+    for name, part in model.named_modules():
+        if getattr(part, "sparse", False) and isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+            raise ValueError(f"{name!r} makes sparse gradients, which rows of X do not take: give it sparse=False")
 
 
 def check_elementwise(optimizer: OptimizerFactory, like: Tensor) -> None:
