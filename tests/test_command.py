@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,94 @@ def test_the_first_data_set_that_is_installed(path):
         load_data(config)
     config = load(path, {"data.name": "['fashion-mnist', 'digits']"})
     assert load_data(config).name in ("fashion-mnist", "digits")
+
+
+PARTS = {
+    "text": """
+        data = { name = "python-source", length = 16, size = 20_000, test_size = 2_000, partition = "contiguous" }
+        model = { name = "transformer", width = 8, layers = 1, heads = 2, dropout = 0.1 }
+    """,
+    "vectors": """
+        data = { name = "libsvm", path = "a.svm", test = "a.svm" }
+        model = "logistic"
+    """,
+    "numbers": """
+        data = { name = "libsvm", path = "a.svm", test = "a.svm", targets = "real", partition = "quantity" }
+        model = "softmax"
+    """,
+    "relu": """
+        data = "digits"
+        model = { name = "relu", width = 20 }
+        objective = "squared-error"
+    """,
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_data_models_and_objectives_by_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    rng = torch.Generator().manual_seed(0)
+    points = torch.randn(60, 3, generator=rng)
+    lines = [f"{1 if x[0] > 0 else -1} 1:{x[0]:.4f} 2:{x[1]:.4f} 3:{x[2]:.4f}" for x in points.tolist()]
+    (tmp_path / "a.svm").write_text("\n".join(lines))
+    (tmp_path / "run.toml").write_text(
+        "workers = 3\nsteps = 60\nbatch_size = 4\nperiod = 5\nevaluate_every = 30\n"
+        + textwrap.dedent(PARTS[name])
+        + "optimizer = { name = 'SGD', lr = 0.05 }"
+    )
+    result = run(load(tmp_path / "run.toml"), "local")
+    first, last = (record.center for record in result.history if record.center)
+    assert last["loss"] < first["loss"] < 10
+    expected = {"text": {"loss", "accuracy", "bits_per_byte"}, "numbers": {"loss"}}
+    assert set(last) == expected.get(name, {"loss", "accuracy"})
+    if name == "relu":  # half the squared distance to a one in ten places, not a cross-entropy
+        model, (images, labels) = result.center(), tether.data.digits().test
+        distance = (model(images) - torch.nn.functional.one_hot(labels, 10)).square().sum(1).mean() / 2
+        assert last["loss"] == pytest.approx(distance.item(), rel=1e-5)
+
+
+def test_evaluations_of_nothing(path, tmp_path):
+    (tmp_path / "a.svm").write_text("1 1:1\n-1 1:2\n" * 20)
+    data = f"{{ name = 'libsvm', path = '{tmp_path / 'a.svm'}' }}"
+    config = load(path, {"data": data, "model": "logistic", "evaluate_every": "5"})
+    with pytest.raises(ConfigError, match=r"evaluate_every = 5: a.svm has no held-out samples"):
+        run(config, "local")
+
+
+def test_partition(path, capsys, monkeypatch, tmp_path):
+    out, code = command(capsys, monkeypatch, "partition", path, "--out", tmp_path / "who.png")
+    assert code == 0
+    assert "digits, 3 classes a worker, 4 workers, 1,437 samples" in out
+    found = tether.data.holdings(load_data(load(path)), 4)
+    rows = [line.split() for line in out.splitlines() if re.match(r"\s+[0-3] ", line)]
+    assert [int(row[1]) for row in rows] == found.sizes.tolist()
+    assert all(line.count("%") == 3 for line in out.splitlines() if re.match(r"\s+[0-3] ", line))
+    assert (tmp_path / "who.png").read_bytes().startswith(b"\x89PNG")
+    out, _ = command(
+        capsys, monkeypatch, "partition", path, "--set", "workers=100", "--set", "data.partition=power-law"
+    )
+    held = tether.data.holdings(load_data(load(path, {"data.partition": "power-law"})), 100)
+    spread = sorted(held.sizes)
+    assert re.search(rf"samples +{spread[0]} +{spread[50]} +{spread[-1]}", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "workers=2"], r"data.partition: 2 workers with 3 classes each cannot hold all 10"),
+        (["--out", "who.doc"], r"--out who.doc: Format 'doc' is not supported"),
+        (["--out", "nowhere/who.png"], r"--out nowhere/who.png: .*No such file"),
+        (["--set", "data=cifar10"], r"data: the key 'folder' is missing"),
+        (["--set", "data={name='cifar10', folder='.'}"], r"data: cifar10: no data_batch_1.bin in \.: point `folder`"),
+        (["--set", "data={name='libsvm', path='none'}"], r"data: libsvm: no file none"),
+        (["--set", "data={name='libsvm', path='none', targets='reel'}"], r"targets = 'reel': .*did you mean 'real'"),
+    ],
+    ids=str,
+)
+def test_a_partition_that_cannot_be_shown(path, capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    _, code = command(capsys, monkeypatch, "partition", path, *arguments)
+    assert re.search(message, str(code)), code
 
 
 def test_overrides(path):

@@ -1,7 +1,9 @@
 """What the documents show is run as it stands there."""
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -13,7 +15,8 @@ from tether.config import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)  # a loop under torchrun is `python no-run`
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+LOOPS = re.findall(r"```python torchrun\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(r"^tether .*$", README, re.MULTILINE)
 
 
@@ -22,9 +25,59 @@ def test_snippet(snippet):
     exec(compile(snippet, "README.md", "exec"), {"__name__": "README"})
 
 
+AROUND_A_LOOP = """
+import torch, tether
+import torch.distributed as dist
+from torch import nn
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = nn.Linear(4, 3)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
+data = torch.Generator().manual_seed(dist.get_rank())
+loader = [(torch.randn(8, 4, generator=data), torch.randint(0, 3, (8,), generator=data)) for _ in range(30)]
+loss_of = lambda model, x, y: nn.functional.cross_entropy(model(x), y)
+evaluate = lambda model: None
+
+{loop}
+assert rounds.count == 30
+everyone = [torch.empty_like(model.weight) for _ in range(dist.get_world_size())]
+dist.all_gather(everyone, model.weight.detach())
+assert all(torch.equal(weight, everyone[0]) for weight in everyone)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.xdist_group("real")
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda s: s.split("\n")[0])
+def test_loop_under_torchrun(loop, tmp_path):
+    (tmp_path / "loop.py").write_text(AROUND_A_LOOP.format(loop=loop))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "loop.py"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert not done.returncode, done.stderr[-3000:]
+    assert "WARNING" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where commands find the examples, and what those before them have written."""
+    place = tmp_path_factory.mktemp("commands")
+    (place / "examples").symlink_to(ROOT / "examples")
+    return place
+
+
+@pytest.mark.xdist_group("commands")
 @pytest.mark.parametrize("line", COMMANDS)
-def test_command(line, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_command(line, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -34,6 +87,7 @@ def test_command(line, monkeypatch, capsys):
 
 def test_there_is_something_to_run():
     assert len(SNIPPETS) >= 2
+    assert len(LOOPS) >= 2
     assert len(COMMANDS) >= 3
 
 
@@ -47,6 +101,20 @@ def test_the_readme_names_every_method():
 
     for name, method in METHODS.items():
         assert f"| `{name}` | `{method.__name__}(" in README
+
+
+def test_the_readme_names_what_configs_may_name():
+    from tether.data import DATASETS, PARTITIONS
+    from tether.models import MODELS, OBJECTIVES
+
+    for key, known in (
+        ("data", DATASETS),
+        ("data.partition", PARTITIONS),
+        ("model", MODELS),
+        ("objective", OBJECTIVES),
+    ):
+        (row,) = re.findall(rf"^\| `{key}` \| (.*) \|$", README, re.MULTILINE)
+        assert re.findall("`(.*?)`", row) == list(known)
 
 
 def test_links_lead_somewhere():

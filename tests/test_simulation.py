@@ -171,6 +171,11 @@ def test_refuses_optimizers_that_look_across_numbers(optimizer):
         train(softmax((1, 8, 8), 10), optimizer=optimizer)
 
 
+def test_refuses_sparse_gradients():
+    with pytest.raises(ValueError, match=r"'0' makes sparse gradients.*sparse=False"):
+        train(nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(192, 10)))
+
+
 def test_same_seed_same_bits():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 10))
     rows = [train(model, seed=seed).rows for seed in (3, 3, 4)]

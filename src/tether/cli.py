@@ -1,4 +1,4 @@
-"""The command: `tether train | compare | methods`."""
+"""The command: `tether train | compare | report | partition | methods`."""
 
 from __future__ import annotations
 
@@ -31,26 +31,50 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config, such as data.partition=iid."),
 ]
 
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write scalars to the folder `tensorboard` of the run too.")
+]
+
 
 @app.command()
 def train(
-    config: ConfigPath,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="A TOML file; `examples/` has some.", show_default=False)
+    ] = None,
     method: Annotated[str | None, typer.Option(help="Which method; default: the config's `method`.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write metrics and checkpoints there; go on if it holds this run already."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Go on with the run in this folder; no CONFIG.")
+    ] = None,
+    tensorboard: TensorBoard = False,
     overrides: Overrides = None,
 ) -> None:
     """Train with one method; under torchrun, on real workers."""
+    from tether.config import ConfigError
     from tether.result import NonFiniteLossError
     from tether.run import load_data, processes
 
-    settings = _load(config, overrides)
+    if (config is None) == (resume is None):
+        raise ConfigError("train what? Give a CONFIG, or --resume FOLDER")
+    if resume is not None and (method or out):
+        raise ConfigError(f"--resume {resume}: its method and folder are those of the run; give neither")
+    _check_has_place(tensorboard, out or resume)
+    settings = _load(config, overrides) if config else _resumed(resume or Path(), overrides)
     console.quiet = processes()[0] > 0
     name = method or settings.method
     data = load_data(settings)
     console.print(_heading(settings, data), highlight=False)
+    folder = out or resume
     try:
-        result = _run(settings, name, data)
+        result = _run(settings, name, data, folder, tensorboard)
     except NonFiniteLossError as error:
         raise SystemExit(f"tether: {error}") from error
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. Go on: tether train --resume {folder}" if folder else "\nStopped.", highlight=False)
+        raise SystemExit(130) from None
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     for label, value in zip(COLUMNS, _row(name, result), strict=True):
         table.add_row(label, value)
@@ -61,6 +85,10 @@ def train(
 def compare(
     config: ConfigPath,
     methods: Annotated[str, typer.Option(help="Names, with commas between; `tether methods` lists them.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write each method's run to a folder of its name in there.")
+    ] = None,
+    tensorboard: TensorBoard = False,
     overrides: Overrides = None,
 ) -> None:
     """Run several methods at equal local steps and print a table."""
@@ -68,6 +96,7 @@ def compare(
     from tether.result import NonFiniteLossError
     from tether.run import check, load_data
 
+    _check_has_place(tensorboard, out)
     settings = _load(config, overrides)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
@@ -81,13 +110,52 @@ def compare(
     diverged = []
     for name in names:
         try:
-            table.add_row(*_row(name, _run(settings, name, data)))
+            table.add_row(*_row(name, _run(settings, name, data, out / name if out else None, tensorboard)))
         except NonFiniteLossError as error:
             table.add_row(name, "diverged")
             diverged.append(f"{name} diverged: worker {error.worker}, local step {error.step}")
     console.print(table)
     for line in diverged:
         console.print(line, highlight=False)
+
+
+@app.command()
+def partition(
+    config: ConfigPath,
+    out: Annotated[Path | None, typer.Option(help="Draw it too: a .png, .svg or .pdf file.")] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="Draw it for a dark page.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Show who holds what of the data."""
+    from tether.config import ConfigError
+    from tether.data import holdings, picture
+    from tether.data.holdings import BUBBLES
+    from tether.run import load_data
+
+    settings = _load(config, overrides)
+    try:
+        held = holdings(load_data(settings), settings.workers, settings.seed)
+    except ValueError as error:
+        raise ConfigError(f"data.partition: {error}") from error
+    console.print(f"{held.title}, {settings.workers:,} workers, {held.sizes.sum():,} samples", highlight=False)
+    if settings.workers <= BUBBLES:
+        table = Table("worker", "samples", "of them", box=box.SIMPLE_HEAD)
+        for worker, counts in enumerate(held.counts):
+            main = (-counts).argsort(kind="stable")[: min(4, (counts > 0).sum())]
+            shares = ", ".join(f"{held.names[group]} {counts[group] / counts.sum():.0%}" for group in main)
+            table.add_row(str(worker), f"{counts.sum():,}", shares + (", ..." if (counts > 0).sum() > 4 else ""))
+    else:
+        table = Table("a worker holds", "least", "median", "most", box=box.SIMPLE_HEAD)
+        for label, numbers in (("samples", held.sizes), ("classes or groups", (held.counts > 0).sum(1))):
+            spread = sorted(numbers.tolist())
+            table.add_row(label, *(f"{spread[i]:,}" for i in (0, len(spread) // 2, -1)))
+    console.print(table)
+    if out is not None:
+        try:
+            picture(held, dark).savefig(out)
+        except (ModuleNotFoundError, OSError, ValueError) as error:
+            raise ConfigError(f"--out {out}: {error}") from error
+        console.print(f"drawn: {out}", highlight=False)
 
 
 @app.command()
@@ -117,6 +185,23 @@ def methods(
     console.print(f"A topology's name stands for decentralized over it: {', '.join(TOPOLOGIES)}.", highlight=False)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or folders that have some.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The page, or a folder for other formats. Default: beside the runs."),
+    ] = None,
+    format: Annotated[str, typer.Option(help="html: a page; png, svg: figures for papers; csv: tables.")] = "html",
+) -> None:
+    """Make a page about runs: what they measured, and how they were run."""
+    from tether.report import write
+
+    written = write(runs, out, format)
+    found = written[0] if len(written) == 1 else f"{written[0].parent}: {len(written)} files"
+    console.print(found, highlight=False, markup=False, soft_wrap=True)
+
+
 COLUMNS = (
     "method",
     "test accuracy of center",
@@ -129,17 +214,31 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Run the command; what a user got wrong is said in a line, without a traceback."""
-    from tether.config import ConfigError
+    """Run the command; what a user or a machine got wrong is said in a line, without a traceback."""
+    import logging
 
+    from rich.logging import RichHandler
+
+    from tether.config import ConfigError
+    from tether.errors import CheckpointError, WorkerLostError
+
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logging.getLogger("tether").setLevel(logging.INFO)
     try:
         app()
-    except ConfigError as error:
+    except (ConfigError, CheckpointError, WorkerLostError) as error:
         raise SystemExit(f"tether: {error}") from error
 
 
 def _load(path: Path, overrides: list[str] | None) -> Config:
-    from tether.config import ConfigError, load
+    from tether.config import load
+
+    return load(path, _pairs(overrides))
+
+
+def _pairs(overrides: list[str] | None) -> dict[str, str]:
+    from tether.config import ConfigError
 
     pairs = {}
     for override in overrides or []:
@@ -147,11 +246,33 @@ def _load(path: Path, overrides: list[str] | None) -> Config:
         if not equals:
             raise ConfigError(f"--set {override}: give KEY=VALUE")
         pairs[key.strip()] = value.strip()
-    return load(path, pairs)
+    return pairs
 
 
-def _run(config: Config, name: str, data: Dataset) -> Result:
+def _resumed(folder: Path, overrides: list[str] | None) -> Config:
+    from tether.config import Config, ConfigError, validate
+    from tether.run_folder import CHANGEABLE, RunFolder
+
+    settings = RunFolder(folder).config
+    changes = _pairs(overrides)
+    if fixed := [key for key in changes if key not in CHANGEABLE]:
+        raise ConfigError(
+            f"--set {fixed[0]}: a run goes on as it was; only {' and '.join(sorted(CHANGEABLE))} may change"
+        )
+    changed = {key: int(text) if text.isdigit() else text for key, text in changes.items()}
+    return validate(Config, settings.model_dump(mode="json") | changed, "--set")
+
+
+def _check_has_place(tensorboard: bool, folder: Path | None) -> None:
+    from tether.config import ConfigError
+
+    if tensorboard and folder is None:
+        raise ConfigError("--tensorboard: the scalars are a part of the run's folder; give one by --out FOLDER")
+
+
+def _run(config: Config, name: str, data: Dataset, folder: Path | None, tensorboard: bool) -> Result:
     from tether.run import run
+    from tether.run_folder import RunFolder
 
     columns = (
         TextColumn("{task.description:>12}"),
@@ -166,6 +287,8 @@ def _run(config: Config, name: str, data: Dataset) -> Result:
             config,
             name,
             data=data,
+            folder=RunFolder(folder) if folder else None,
+            tensorboard=tensorboard,
             on_record=lambda record: progress.update(bar, rounds=record.round),
             on_progress=lambda count, loss: progress.update(bar, completed=count, loss=loss),
         )
@@ -174,7 +297,7 @@ def _run(config: Config, name: str, data: Dataset) -> Result:
 def _heading(config: Config, data: Dataset) -> str:
     wanted = config.data["name"]
     instead = f" ({wanted[0]} is not installed)" if isinstance(wanted, list) and wanted[0] != data.name else ""
-    return f"{data.name}{instead}, {data.partition}, {config.workers} workers, {config.steps} local steps each"
+    return f"{data}{instead}, {data.partition}, {config.workers} workers, {config.steps} local steps each"
 
 
 def _row(name: str, result: Result) -> list[str]:

@@ -68,12 +68,17 @@ class Config(BaseModel):
     optimizer_state: Literal["local", "average", "reset"] = "local"
     on_nonfinite: Literal["stop", "exclude"] = "stop"
     evaluate_every: int | None = Field(None, ge=1, description="local steps between evaluations; default: at the end")
+    checkpoint_every: int = Field(1000, ge=1, description="local steps between checkpoints, of a run with a folder")
     allreduce: Literal["ring", "star"] = "ring"
-    stepping: Literal["auto", "stacked", "rows"] = "auto"
+    stepping: Literal["auto", "stacked", "compiled", "rows"] = "auto"
+    processes: int = Field(1, ge=1, description="processes of this machine that share the simulated workers")
     device: str = Field("auto", description="'cpu', 'cuda', ...; 'auto' takes a GPU where there is one")
     dtype: Literal["float32", "float64"] = "float32"
     data: Choice = Field(description="name (or several, the first that is installed), its parameters, partition")
     model: Choice = Field(description="name and its parameters")
+    objective: Literal["cross-entropy", "squared-error"] | None = Field(
+        None, description="what is minimised; default: 'cross-entropy' for classes, 'squared-error' for real targets"
+    )
     optimizer: Choice = Field(description="a class in torch.optim and its parameters")
     scheduler: Choice | None = Field(None, description="a class in torch.optim.lr_scheduler and its parameters")
     method: str = Field("local", description="the method that `tether train` runs")

@@ -13,6 +13,7 @@ class Record:
     """A round, or an evaluation between rounds.
 
     Attributes:
+        index: records before this one, those from before a run was interrupted included.
         step: local steps so far.
         round: rounds so far, this one included.
         losses: `[m]`, each worker's mean training loss since the record before.
@@ -28,6 +29,7 @@ class Record:
         best_worker: its number.
     """
 
+    index: int
     step: int
     round: int
     losses: np.ndarray

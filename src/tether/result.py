@@ -25,10 +25,12 @@ class Result:
         rows: `[r, d]`, the models of the workers in this process, of a simulation all m; a row is
             `torch.nn.utils.parameters_to_vector` of the trainable parameters.
         losses: `[m]`, each worker's mean training loss over its last batches.
-        history: a record for every round and every evaluation.
+        history: a record for every round and every evaluation, of a run that goes on those since.
         excluded: workers that were left out because they diverged, and at which step.
         seconds: wall-clock time of training, evaluations left out.
+        stepping: how local steps were taken, and how long compiling that took, if it did.
         method: what a round did.
+        rounds: the number of rounds.
         messages: messages sent, by all workers together.
         bytes: bytes sent, by all workers together.
     """
@@ -38,7 +40,9 @@ class Result:
     history: list[Record]
     excluded: dict[int, int]
     seconds: float
+    stepping: str
     method: Method
+    rounds: int
     messages: int
     bytes: int
     _replicas: Replicas
@@ -50,9 +54,9 @@ class Result:
         return self._workers.size
 
     @property
-    def rounds(self) -> int:
-        """The number of rounds."""
-        return self.history[-1].round if self.history else 0
+    def is_first(self) -> bool:
+        """Whether this process holds the first worker."""
+        return self._workers.rows.start == 0
 
     @property
     def consensus(self) -> float:

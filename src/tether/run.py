@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
 from collections.abc import Callable
@@ -13,18 +14,17 @@ from torch import nn
 
 from tether.checks import nearest
 from tether.config import Config, ConfigError, choose, maker
-from tether.data import PARTITIONS, Dataset, classification, digits, fashion_mnist, mnist
+from tether.data import DATASETS, PARTITIONS, Dataset, holdings
 from tether.history import Record
 from tether.methods import METHODS, Method
-from tether.models import MODELS, cross_entropy
-from tether.result import Result
+from tether.models import LOSSES, MODELS, OBJECTIVES
+from tether.result import NonFiniteLossError, Result
 from tether.rounds import Rounds
+from tether.run_folder import RunFolder
 from tether.simulation import simulate
+from tether.tensorboard import TensorBoard
 from tether.topology import TOPOLOGIES
 from tether.workers import Ranks, Stacked
-
-DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "fashion-mnist": fashion_mnist, "mnist": mnist}
-"""The data sets that have a name."""
 
 
 def run(
@@ -32,6 +32,8 @@ def run(
     name: str | None = None,
     *,
     data: Dataset | None = None,
+    folder: RunFolder | None = None,
+    tensorboard: bool = False,
     on_record: Callable[[Record], None] = lambda record: None,
     on_progress: Callable[[int, float], None] = lambda count, loss: None,
 ) -> Result:
@@ -41,24 +43,43 @@ def run(
         config: the run.
         name: which method; default: the config's own.
         data: the data, if it has been loaded already.
+        folder: where to write what the run measures, and to go on from if a run of this config was interrupted there.
+        tensorboard: whether the folder gets scalars for TensorBoard too; a run that has some goes on with them.
         on_record: called with each new record of the history.
         on_progress: called with the number of local steps so far and the training loss.
 
     Raises:
-        ConfigError: if the config names what does not exist or does not fit.
+        ConfigError: if the config names what does not exist or does not fit, or the folder holds another run.
     """
     data = data or load_data(config)
+    config = config.model_copy(update={"method": name or config.method})
     workers = _workers(config)
-    method = load_method(config, name or config.method)
+    method = load_method(config, config.method)
+    first = processes()[0] == 0
+    board = TensorBoard(folder) if folder and first and (tensorboard or folder.logs_scalars) else None
+    if folder and first:
+        folder.begin(config, dataclasses.asdict(holdings(data, config.workers, config.seed)))
     optimizer = _factory(config.optimizer, _OPTIMIZERS, "optimizer", "params")
     scheduler = _factory(config.scheduler, _SCHEDULERS, "scheduler", "optimizer") if config.scheduler else None
+    objective = config.objective or ("cross-entropy" if data.classes else "squared-error")
+    evaluate = data.evaluation(LOSSES[objective])
+    if evaluate is None and config.evaluate_every:
+        raise ConfigError(f"evaluate_every = {config.evaluate_every}: {data.name} has no held-out samples")
+
+    def record(record: Record) -> None:
+        if folder and first:
+            folder.record(record)
+        if board:
+            board.record(record)
+        on_record(record)
+
     try:
-        return simulate(
+        result = simulate(
             load_model(config, data),
             method,
             data,
             workers=workers,
-            objective=cross_entropy,
+            objective=OBJECTIVES[objective],
             optimizer=optimizer,
             scheduler=scheduler,
             steps=config.steps,
@@ -69,18 +90,33 @@ def run(
             accumulate=config.accumulate,
             buffers=config.buffers,
             optimizer_state=config.optimizer_state,
-            evaluate=classification(data.test) if data.test else None,
+            evaluate=evaluate,
             evaluate_every=config.evaluate_every,
             on_nonfinite=config.on_nonfinite,
             allreduce=config.allreduce,
             stepping=config.stepping,
-            on_record=on_record,
+            processes=config.processes,
+            checkpoints=folder.checkpoints if folder else None,
+            checkpoint_every=config.checkpoint_every if folder else None,
+            on_record=record,
             on_progress=on_progress,
         )
     except ConfigError:
         raise
     except (ValueError, ArithmeticError) as error:
-        raise ConfigError(f"{name or config.method}: {error}") from error
+        raise ConfigError(f"{config.method}: {error}") from error
+    except NonFiniteLossError as error:
+        if folder and first:
+            folder.diverged(error)
+        raise
+    finally:
+        if folder:
+            folder.close()
+        if board:
+            board.close()
+    if folder:
+        folder.end(result)
+    return result
 
 
 def processes() -> tuple[int, int]:
@@ -97,8 +133,22 @@ def _workers(config: Config) -> int | Ranks:
     if rest or not rows:
         raise ConfigError(f"workers = {config.workers}: {count} processes need a multiple of {count}")
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if _device(config).startswith("cuda") else "gloo")
-    return Ranks(rows=rows)
+        store, rank, size = next(dist.rendezvous("env://"))
+        # torchrun keeps one store for all restarts; processes must not find the addresses of those before them.
+        store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "nccl" if _device(config).startswith("cuda") else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    made: list[Ranks] = []
+    atexit.register(_leave, made)  # before those of Ranks, so that it comes after them
+    made.append(Ranks(rows=rows))
+    return made[0]
+
+
+def _leave(made: list[Ranks]) -> None:
+    """Let go of the process group before the interpreter ends, which its threads could abort."""
+    for ranks in made:
+        ranks.close()
+    dist.destroy_process_group()
 
 
 def _device(config: Config) -> str:
@@ -128,14 +178,34 @@ def load_data(config: Config) -> Dataset:
 
 def load_model(config: Config, data: Dataset) -> nn.Module:
     """The model that the config names, sized to the data, initialised from the config's seed."""
-    shape = tuple(data.train[0].shape[1:])
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
-        model = choose(config.model, MODELS, "model", shape=shape, classes=data.classes)
+        model = choose(config.model, MODELS, "model", shape=data.shape, classes=data.outputs)
     try:
-        return model.to(device=_device(config), dtype=_dtype(config))
+        model = model.to(device=_device(config), dtype=_dtype(config))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {config.device!r} cannot be used here: {error}") from error
+    return _checked(model, data, config.model["name"])
+
+
+def _checked(model: nn.Module, data: Dataset, name: str) -> nn.Module:
+    """The model, if it takes the samples and has an answer for each target."""
+    device = next(model.parameters()).device
+    inputs = torch.zeros(1, *data.shape, dtype=data.train[0].dtype, device=device)
+    answers = data.train[-1].shape[1:] if data.classes else ()
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(inputs)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"model: {name} does not take samples such as {data.name}'s, {inputs.dtype} of shape {data.shape}: {error}"
+        ) from error
+    if outputs.shape[:-1] != (1, *answers):
+        raise ConfigError(
+            f"model: {name} gives outputs of shape {tuple(outputs.shape[1:])} a sample; the targets of {data.name} "
+            f"have shape {tuple(data.train[-1].shape[1:])}"
+        )
+    return model.train()
 
 
 def load_method(config: Config, name: str) -> Method:

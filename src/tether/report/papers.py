@@ -1,0 +1,136 @@
+"""Figures for papers: one file for each figure and what it is drawn against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tether.config import ConfigError
+from tether.data.holdings import Holdings, picture
+from tether.report import style
+from tether.report.curves import AXES, Figure, figures
+from tether.report.holdings import pictures
+from tether.report.leaders import trace
+from tether.report.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZE = (3.5, 2.5)
+"""Inches: a column of a paper."""
+
+DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+
+LOOK: Any = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e8eb",
+    "grid.linewidth": 0.6,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.3,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "savefig.dpi": 300,
+    "svg.hashsalt": "tether",  # the same runs give the same file
+}
+
+
+def draw(runs: Sequence[Run], folder: Path, format: str) -> list[Path]:
+    """Write the figures.
+
+    Args:
+        runs: of which.
+        folder: where; it is there.
+        format: png, svg, or what else matplotlib can write.
+
+    Returns:
+        The files, such as `training-loss-bytes.svg`.
+
+    Raises:
+        ConfigError: without matplotlib; the message says what to install.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure as Drawing
+    except ModuleNotFoundError as error:
+        raise ConfigError("figures need matplotlib, which is not installed: pip install 'tether[plot]'") from error
+    written = []
+    metadata = {"Date": None} if format == "svg" else {}
+    with matplotlib.rc_context(LOOK):
+        for figure in figures(runs):
+            for axis in AXES:
+                drawing = Drawing(SIZE, layout="constrained")
+                _curves(drawing.subplots(), figure, runs, axis)
+                written.append(folder / f"{figure.key}-{axis}.{format}")
+                drawing.savefig(written[-1], metadata=metadata)
+        for run, (colour, _) in zip(runs, style.looks(runs), strict=True):
+            if trace(run):
+                drawing = Drawing(SIZE, layout="constrained")
+                _leaders(drawing.subplots(), run, style.LIGHT[colour])
+                written.append(folder / f"leaders-{_as_file(run.name)}.{format}")
+                drawing.savefig(written[-1], metadata=metadata)
+    for number, each in enumerate(pictures(runs), start=1):
+        held = runs[each["runs"][0]].holdings
+        assert held is not None
+        written.append(folder / f"holdings-{number}.{format}")
+        names = tuple(held["names"])
+        picture(Holdings(np.array(held["counts"]), names, held["title"])).savefig(written[-1], metadata=metadata)
+    return written
+
+
+def _curves(axes: Axes, figure: Figure, runs: Sequence[Run], axis: str) -> None:
+    for number, (run, (colour, dash)) in enumerate(zip(runs, style.looks(runs), strict=True)):
+        look: dict[str, Any] = {"color": style.LIGHT[colour], "linestyle": DASHES[style.DASHES[dash]]}
+        curve = figure.curves[number]
+        best = figure.best[number] if figure.best else None
+        if best is not None:
+            axes.plot(run.against(axis)[best.at], best.y, linewidth=0.6, alpha=0.8, **look)
+        if curve is not None:
+            x = run.against(axis)[curve.at]
+            axes.plot(x, curve.y, label=run.name, marker="o" if len(x) == 1 else "", **look)
+            if curve.low is not None and curve.high is not None and len(runs) <= 3:
+                axes.fill_between(x, curve.low, curve.high, color=look["color"], alpha=0.13, linewidth=0)
+    axes.set_xlabel(AXES[axis])
+    axes.set_ylabel(figure.title.lower())
+    if figure.log:
+        _logarithmic(axes)
+    if figure.unit == "%":
+        axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.set_xlim(left=0)
+    if len(runs) > 1:
+        axes.legend()
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Labels in plain numbers; within a few decades also at 2 and 5."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high / low < 1e3:
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter("{x:g}")
+
+
+def _leaders(axes: Axes, run: Run, colour: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    found = trace(run)
+    assert found is not None
+    since, until = found.against("rounds", run)
+    axes.hlines(found.worker, since, until, color=colour, linewidth=np.where(found.of_all, 3, 1.2))
+    axes.set(xlabel=AXES["rounds"], ylabel="leader", xlim=(0, None), ylim=(-0.7, run.workers - 0.3))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _as_file(name: str) -> str:
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name).split())
