@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -57,12 +58,19 @@ class TensorBoard:
         """A writer to a log that has the records before this one, and no others."""
         earlier = list(islice(self._run.records(), record.index))
         again = earlier[-1]["step"] if earlier and self._folder.exists() else 0
+        self._wait_for_a_later_name()
         # TensorBoard forgets whole steps, and a step may have records on both sides of a checkpoint.
         writer = self._make(self._folder, purge_step=again)
         for each in earlier:
             if each["step"] >= again:
                 self._write(writer, each)
         return writer
+
+    def _wait_for_a_later_name(self) -> None:
+        """TensorBoard reads logs in the order of their names, which hold the second in which each was begun."""
+        begun = max((int(log.name.split(".")[3]) for log in self._folder.glob("events.out.tfevents.*")), default=0)
+        while time.time() < begun + 1:
+            time.sleep(0.01)
 
     @staticmethod
     def _write(writer: SummaryWriter, record: Mapping[str, Any]) -> None:
