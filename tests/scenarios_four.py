@@ -220,6 +220,36 @@ def closures(name):
     return {"row": row(model), "own": before, "count": rounds.count, "rounds": sum(rounds.rounds.rounds)}
 
 
+def by_closure(closures, order, state):
+    """Adam with or without a closure; some of the model's layers have a gradient on one process alone."""
+    rank = dist.get_rank()
+    model = Net()
+    torch.manual_seed(5)
+    for p in model.parameters():
+        nn.init.normal_(p.data)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    rounds = tether.attach(model, optimizer, tether.LocalSGD(4), order=order, optimizer_state=state)
+    data = torch.Generator().manual_seed(100 + rank)
+    for _ in range(9):
+        x, y = torch.randn(8, 6, generator=data), torch.randint(0, 3, (8,), generator=data)
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x, use=rank != 1), y)
+            loss.backward()
+            return loss
+
+        if closures:
+            assert optimizer.step(closure).isfinite()
+        else:
+            closure()
+            optimizer.step()
+    rounds.close()
+    return {"row": row(model)}
+
+
+ORDERS = [(order, state) for order in ("step-then-mix", "mix-then-step") for state in ("local", "average")]
+
 OPTIMIZERS = sorted(
     name
     for name, kind in vars(torch.optim).items()
@@ -234,6 +264,13 @@ def no_step_at_first(rank, step):
 SCENARIOS = {f"rows {name}": several_rows(*rest) for name, *rest in row_settings()}
 SCENARIOS |= {"long messages": lambda: long_messages(tether.Ranks())}
 SCENARIOS |= {f"optimizer {name}": (lambda name=name: closures(name)) for name in OPTIMIZERS}
+SCENARIOS |= {
+    f"closure {closures} {order} {state}": (
+        lambda closures=closures, order=order, state=state: by_closure(closures, order, state)
+    )
+    for closures in (True, False)
+    for order, state in ORDERS
+}
 SCENARIOS |= {
     f"{state} {overlap}": (
         lambda state=state, overlap=overlap: fit(
@@ -275,8 +312,27 @@ SCENARIOS |= {
     "refuses another model": lambda: refusal(lambda: attach_to(other_model())),
     "refuses a foreign optimizer": lambda: refusal(lambda: attach_to(Net(), Net().parameters())),
     "refuses a partial optimizer": lambda: refusal(lambda: attach_to(nn.Linear(2, 2), [nn.Linear(2, 2).weight])),
+    "refuses a wrapped optimizer": lambda: refusal(wrapped_optimizer),
+    "refuses LBFGS between gradients and update": lambda: refusal(gradients_again),
     "refuses no loss": lambda: refusal(no_loss),
 }
+
+
+class Wrapped(torch.optim.Optimizer):
+    """As frameworks wrap one, such as Accelerate's."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+
+def wrapped_optimizer():
+    model = nn.Linear(2, 2)
+    tether.attach(model, Wrapped(torch.optim.SGD(model.parameters(), lr=0.1)), tether.LocalSGD(2))
+
+
+def gradients_again():
+    model = nn.Linear(2, 2)
+    tether.attach(model, torch.optim.LBFGS(model.parameters()), tether.LocalSGD(2), order="mix-then-step")
 
 
 def no_loss():

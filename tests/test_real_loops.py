@@ -8,7 +8,7 @@ import tether
 from methods_table import M
 from problems import Point, Quadratics
 from real import launch
-from scenarios_four import OPTIMIZERS, ROWS_SETTINGS, D, long_messages, row_settings
+from scenarios_four import OPTIMIZERS, ORDERS, ROWS_SETTINGS, D, long_messages, row_settings
 from tether.workers import Stacked
 
 pytestmark = pytest.mark.xdist_group("real")
@@ -102,6 +102,14 @@ def test_every_optimizer(real, name):
     torch.testing.assert_close(processes[0]["row"], own.mean(0))
 
 
+@pytest.mark.parametrize(("order", "state"), ORDERS)
+def test_a_closure_changes_nothing(real, order, state):
+    assert agree(real(f"closure True {order} {state}"))
+    assert torch.equal(
+        real(f"closure True {order} {state}")[0]["row"], real(f"closure False {order} {state}")[0]["row"]
+    )
+
+
 def test_same_run_same_bits(real):
     assert torch.equal(real("plain")[0]["row"], real("again")[0]["row"])
 
@@ -144,6 +152,8 @@ def test_nodes_of_two(real):
         ("refuses another model", "8 trainable parameters on process 0 and 10 on process 2"),
         ("refuses a foreign optimizer", "the optimizer does not hold 'a.weight' and"),
         ("refuses a partial optimizer", "the optimizer does not hold 'weight' and 1 other"),
+        ("refuses a wrapped optimizer", "Wrapped wraps an optimizer; give that one"),
+        ("refuses LBFGS between gradients and update", "take order='step-then-mix'"),
         ("refuses no loss", "call rounds.report(loss) before every optimizer.step()"),
     ],
 )

@@ -88,16 +88,21 @@ def test_going_on_with_more_steps(tmp_path, undisturbed, monkeypatch):
 def test_stopped_at_any_moment(number, tmp_path, undisturbed, monkeypatch):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "tether", "train", CONFIG, "--method", "easgd", *SHORT, "--out", str(folder)]
-    for steps in (15, 40):
+    interrupted = 0
+    for steps in (8, 22):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         while not any((folder / "checkpoints").glob(f"step-{steps // 7 * 7}/*.json")):
             assert process.poll() is None
             time.sleep(0.001)
         process.send_signal(number)
         output = process.communicate(timeout=60)[0]
+        if process.returncode == 0:  # a fast machine was done before the signal came
+            continue
+        interrupted += 1
         if number == signal.SIGINT:
             assert process.returncode == 130
             assert f"tether train --resume {folder}" in " ".join(output.split())
+    assert interrupted
     (folder / "metrics.jsonl").open("a").write('{"index": 99, "st')  # as a kill in the middle of a line leaves it
     assert not tether("train", "--resume", folder, monkeypatch=monkeypatch)
     assert_same(folder, undisturbed)

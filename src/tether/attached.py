@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -85,6 +85,7 @@ class Attached:
         self._replicas = replicas
         self._average_buffers = average_buffers
         self._optimizer_state = optimizer_state
+        self._closure_again = isinstance(optimizer, torch.optim.LBFGS)
         self._first_state = optimizer.state_dict()["state"]
         self._needs_loss = any(part.needs_losses for part in method.parts)
         self._loss = self._no_loss = replicas.x.new_full((1, 1), torch.nan)
@@ -100,11 +101,11 @@ class Attached:
             companions=self._companions,
             on_land=self._on_land,
         )
-        register = optimizer.register_step_post_hook if order == "step-then-mix" else optimizer.register_step_pre_hook
-        self._hooks = [register(lambda *_: self._step())]
-        if optimizer_state == "average":
-            # A layer that one process does not use must have moments there too, to take part in their mean.
-            self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._fill_gradients()))
+        self._mix_first = order == "mix-then-step"
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(lambda *_: None if self._mix_first else self._step()),
+        ]
 
     @property
     def size(self) -> int:
@@ -115,6 +116,11 @@ class Attached:
     def count(self) -> int:
         """Local steps so far."""
         return self.rounds.count
+
+    @property
+    def open(self) -> bool:
+        """Whether there are steps to come: `close` has not been called."""
+        return self._open
 
     def report(self, loss: Tensor | float) -> None:
         """The training loss of the step to come; before `optimizer.step()`. Methods that rank workers need it."""
@@ -153,7 +159,7 @@ class Attached:
         self.rounds.check_replicated(self._ranks)
         if keep == "center":
             self._mean_of(self._matrices())
-        self._ranks.watch.stop()
+        self._ranks.close()
 
     def state_dict(self) -> dict[str, Tree]:
         """What rounds need to go on, for a checkpoint of your own. Lands nothing, but waits for what is on its way."""
@@ -236,6 +242,24 @@ class Attached:
         # Whoever has skipped a step has counted fewer.
         counts = self._ranks.gather(torch.full((1,), float(self.count), dtype=torch.float64, device=device))
         self._where().save(int(counts.max()), state, self._ranks, device)
+
+    def _before_step(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """Whatever is done between gradients and update; a closure, which makes the gradients, is called before it."""
+        averaging = self._optimizer_state == "average"
+        if not (self._mix_first or averaging):
+            return None
+        # The optimizer's step, as its hooks see it, has the optimizer for its first argument.
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is not None and not self._closure_again:
+            with torch.enable_grad():
+                loss = closure()
+            args, kwargs = args[:1], kwargs | {"closure": lambda: loss}
+        if averaging:
+            # A layer that one process does not use must have moments there too, to take part in their mean.
+            self._fill_gradients()
+        if self._mix_first:
+            self._step()
+        return args, kwargs
 
     def _step(self) -> None:
         """A local step has been taken, or its gradients are ready: rounds land and start."""

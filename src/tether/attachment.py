@@ -76,7 +76,7 @@ def attach(
     check_choice("optimizer_state", optimizer_state, OptimizerState)
     workers = Ranks(group, timeout=timeout)
     _warn_of_stale_store(workers)
-    _check_optimizer(model, optimizer)
+    _check_optimizer(model, optimizer, order)
     replicas = Replicas(model, 1)
     _check_same_everywhere(workers, replicas)
     replicas.bind(model, 0)
@@ -113,7 +113,16 @@ def _warn_of_stale_store(workers: Ranks) -> None:
         )
 
 
-def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, order: Order) -> None:
+    if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        raise ValueError(
+            f"{type(optimizer).__name__} wraps an optimizer; give that one, which takes the steps: optimizer.optimizer"
+        )
+    if isinstance(optimizer, torch.optim.LBFGS) and order == "mix-then-step":
+        raise ValueError(
+            "LBFGS asks for gradients many times a step, so nothing can be mixed between gradients and update: "
+            "take order='step-then-mix'"
+        )
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     idle = [name for i, name in trainable.items() if i not in stepped]

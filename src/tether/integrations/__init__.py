@@ -1,0 +1,1 @@
+"""tether inside training frameworks; each module needs its framework installed."""
