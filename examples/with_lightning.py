@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import tether  # tether
-from tether.integrations.lightning import Rounds  # tether
+from tether.integrations.lightning import RoundsStrategy  # tether
 
 
 class Digits(pl.LightningModule):
@@ -46,7 +46,7 @@ def main():
     data = tether.data.digits()
     train = DataLoader(TensorDataset(*data.train), 32, shuffle=True)
     test = DataLoader(TensorDataset(*data.test), 512)
-    strategy = Rounds(tether.LocalSGD(args.period), overlap=args.overlap)  # tether: instead of "ddp"
+    strategy = RoundsStrategy(tether.LocalSGD(args.period), overlap=args.overlap)  # tether: instead of "ddp"
     trainer = pl.Trainer(
         strategy=strategy,
         accelerator="auto",

@@ -13,7 +13,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import tether
-from tether.integrations.lightning import Rounds
+from tether.integrations.lightning import RoundsStrategy
 
 STEPS, BATCH, WORKERS = 10, 8, 2
 
@@ -89,7 +89,7 @@ def trainer(folder, strategy, epochs=2, callbacks=()):
 
 
 def fit(folder, optimizer, method, **options):
-    module, strategy = Module(optimizer), Rounds(method, **options)
+    module, strategy = Module(optimizer), RoundsStrategy(method, **options)
     saves = ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1, save_weights_only=True)
     data = dataset()
     # Lightning's own choice of samples would be shuffled.
@@ -131,7 +131,7 @@ def main(folder):
     two.configure_optimizers = lambda: [sgd(two.net[0].parameters()), sgd(two.net[3].parameters())]
     two.automatic_optimization = False
     try:
-        trainer(folder, Rounds(tether.LocalSGD(3))).fit(two, DataLoader(dataset(), BATCH))
+        trainer(folder, RoundsStrategy(tether.LocalSGD(3))).fit(two, DataLoader(dataset(), BATCH))
     except ValueError as error:
         print(error)
     print(f"{len(CASES)} fits agree")

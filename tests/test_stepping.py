@@ -1,7 +1,9 @@
 """Ways of stepping and processes: the same result, whichever; what is chosen and what is refused."""
 
+import gc
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +230,32 @@ def test_refuses(options, message):
         return
     with pytest.raises(ValueError, match=message):
         train(**options)
+
+
+class Owned:
+    """What only the process that made it may end, such as a process group with its threads."""
+
+    def __init__(self, place):
+        self.itself, self.place, self.maker = self, place, os.getpid()
+
+    def __del__(self):
+        (self.place / f"ended by {'its maker' if os.getpid() == self.maker else 'a fork'}").touch()
+
+
+def test_forks_leave_the_garbage_of_the_first_process_alone(tmp_path):
+    def objective(model, batch):
+        if os.getpid() != maker:
+            gc.collect()
+        return tether.models.cross_entropy(model, batch)
+
+    maker = os.getpid()
+    gc.disable()
+    try:
+        Owned(tmp_path)
+        train(processes=2, objective=objective, stepping="rows")
+    finally:
+        gc.enable()
+    assert [path.name for path in tmp_path.iterdir()] == ["ended by its maker"]
 
 
 UNGUARDED = """

@@ -9,6 +9,7 @@ machines.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import multiprocessing
 import os
@@ -60,8 +61,9 @@ def shared_out(processes: int, replicas: Replicas, train: Train) -> Result:
     with ExitStack() as stack:
         stack.enter_context(_one_thread())
         stack.callback(_end, others, pipes)
-        for other in others:
-            other.start()
+        with _no_garbage():
+            for other in others:
+                other.start()
         for end in ends:
             end.close()
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=START)
@@ -174,6 +176,21 @@ def _member(store: dist.Store, number: int, rows: int, processes: int) -> Iterat
     finally:
         reach.close()
         dist.destroy_process_group()
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Forks within have no garbage of this process, and find none among what was its own.
+
+    A process group that has become garbage ends its threads when it is collected, and in a fork these do not exist: it
+    would abort, or wait for them for ever.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

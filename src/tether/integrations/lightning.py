@@ -16,10 +16,10 @@ from tether.attachment import attach
 from tether.methods import Method
 
 
-class Rounds(DDPStrategy):
+class RoundsStrategy(DDPStrategy):
     """Lightning's strategy for one process a device, with rounds in place of the all-reduce of gradients.
 
-        Trainer(strategy=Rounds(tether.LocalSGD(period=20), overlap=5), accelerator="cpu", devices=1, num_nodes=4)
+        Trainer(strategy=RoundsStrategy(tether.LocalSGD(period=20), overlap=5), accelerator="cpu", devices=1, num_nodes=4)
 
     Validation sees the center, and the Trainer's checkpoints hold it, with the first process's optimizer state: a
     `Trainer.fit(ckpt_path=...)` goes on from there on every process. Rounds travel in a process group of their own,
