@@ -19,7 +19,8 @@ from tether.methods import Method
 class RoundsStrategy(DDPStrategy):
     """Lightning's strategy for one process a device, with rounds in place of the all-reduce of gradients.
 
-        Trainer(strategy=RoundsStrategy(tether.LocalSGD(period=20), overlap=5), accelerator="cpu", devices=1, num_nodes=4)
+        strategy = RoundsStrategy(tether.LocalSGD(period=20), overlap=5)
+        Trainer(strategy=strategy, accelerator="cpu", devices=1, num_nodes=4)
 
     Validation sees the center, and the Trainer's checkpoints hold it, with the first process's optimizer state: a
     `Trainer.fit(ckpt_path=...)` goes on from there on every process. Rounds travel in a process group of their own,
