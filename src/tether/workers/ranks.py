@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -93,6 +94,7 @@ class Ranks:
                 "there is no process group: start the script with torchrun, and call "
                 "torch.distributed.init_process_group() first"
             )
+        _let_go_of_default_group()
         self.group = group or dist.distributed_c10d._get_default_group()
         self.process = dist.get_rank(self.group)
         self.processes = dist.get_world_size(self.group)
@@ -267,3 +269,17 @@ class Ranks:
         where = torch.tensor([columns[worker] for worker in sender[mine_hears].tolist()], dtype=torch.long)
         dense[receiver[mine_hears] - self.rows.start, where] = values[mine_hears]
         return Exchange(sends, receives, dense)
+
+
+def _let_go_of_default_group() -> None:
+    """Make `torch.distributed.nn` what it is when it is imported before there is a process group.
+
+    Its functions have the default group of that moment for a default argument (2.13), and optimizers import it when the
+    first one is made. So the group outlives `destroy_process_group`, and its threads can abort the interpreter's end.
+    """
+    from torch.distributed.nn import functional
+
+    for function in vars(functional).values():
+        if inspect.isfunction(function) and function.__defaults__:
+            kept = (None if isinstance(each, dist.ProcessGroup) else each for each in function.__defaults__)
+            function.__defaults__ = tuple(kept)
