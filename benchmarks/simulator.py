@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/simulator.py W1 W2 W3
     .venv/bin/python benchmarks/simulator.py --curve 100,1000,10000
 
-Everyone trains the same model on the same batches and must end with the same mean model. They take turns, a few rounds
-each, so that what else the machine does falls on all alike; the figure is the median over the turns of local steps
-(workers x steps) a second, rounds included. The first turn, in which what is compiled is compiled, is not in it, and
-stands in a column of its own. JAX is in the extra `benchmark`.
+Everyone trains the same model on the same batches and must have the same mean model after a round. They take turns, a
+few rounds each, so that what else the machine does falls on all alike; the figure is the median over the turns of local
+steps (workers x steps) a second, rounds included. The first turn, in which what is compiled is compiled, is not in it,
+and stands in a column of its own. JAX is in the extra `benchmark`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,13 @@ from rich.table import Table
 from simulator_contestants import contestants, simulated
 from simulator_workloads import WORKLOADS, Workload
 
-AGREE = 1e-3
-"""Mean models may differ by so much, relative to how far training has moved them: single precision, added up."""
+AGREE = 2e-2
+"""Mean models may differ by so much after one round, relative to how far it has moved them.
+
+Rounding that takes a hidden unit across zero changes a gradient: after the 50 local steps of W2's round, JAX and
+PyTorch are 0.2 % apart, after the 10 of W1's 0.001 %. Many rounds later it proves nothing: the plain loop of W1 was
+0.6 % apart after 4 and 7 % after 24, between one thread and two.
+"""
 
 app = typer.Typer(add_completion=False)
 console = Console(width=110)
@@ -56,7 +61,9 @@ def take_part(name: str, key: str, turns: int, cores: int, pipe: Connection) -> 
     try:
         pipe.recv()
         began = time.perf_counter()
-        pipe.send(contestants(cores)[name](workload, turns * workload.rounds, gate))
+        contestant = contestants(cores)[name]
+        contestant(workload, turns * workload.rounds, gate)
+        pipe.send(contestant(workload, 1, lambda: None))
     except Exception:
         pipe.send(traceback.format_exc())
 
@@ -102,7 +109,7 @@ def turns_of(key: str, names: Sequence[str], turns: int, cores: int) -> dict[str
     for name, center in others:
         apart = np.linalg.norm(center - expected) / np.linalg.norm(expected - start)
         if not apart < AGREE:
-            raise SystemExit(f"{key}: {name} and {first} end apart, by {apart:.1e} of the way from the start")
+            raise SystemExit(f"{key}: after a round {name} and {first} are {apart:.1e} of the way from the start apart")
     return taken
 
 

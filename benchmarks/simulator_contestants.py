@@ -96,7 +96,7 @@ def jax(workload: Workload, rounds: int, gate: Gate, stacked: bool) -> np.ndarra
     for chosen in indices(workload, data, rounds):
         x = jax.block_until_ready(round(x, chosen.swapaxes(0, 1)))
         gate()
-    return np.concatenate([np.asarray(rows[0]).ravel() for rows in x.values()])
+    return np.concatenate([np.asarray(x[name][0]).ravel() for name in row])  # JAX sorts the names
 
 
 def contestants(cores: int) -> dict[str, Contestant]:

@@ -337,3 +337,47 @@ def test_a_run_without_records(tmp_path, look):
     train(tmp_path / "other", method="sync")
     page = look(*write([tmp_path]))
     assert page.locator("#summary .status").all_inner_texts() == ["no records yet"]
+
+
+def test_who_waited(tmp_path, look):
+    """Two steps of 0.1 s, or 0.2 s of the slow worker, and six hops of 0.01 s: 0.46 s a round."""
+    clock = {"step": 0.1, "speeds": [1.0, 1.0, 1.0, 0.5], "latency": 0.01}
+    train(tmp_path / "here", clock=clock, steps=8)
+    (path,) = write([tmp_path / "here"])
+    page = look(path)
+    traces = page.evaluate("document.querySelector('#timeline-0 .plot').data.map(t => [t.name, [...t.x], [...t.y]])")
+    spans = {name: {worker: [] for worker in range(4)} for name, _, _ in traces}
+    for name, x, y in traces:
+        for begin in range(0, len(x), 4):
+            spans[name][y[begin]].append((x[begin], x[begin + 2]))
+    rounds = 0.46 * np.arange(4)
+    for worker, busy in ((0, 0.2), (3, 0.4)):
+        computing = [span for start in rounds for span in (start, start + busy)]
+        waiting = [span for start in rounds for span in (start + busy, start + 0.46)]
+        assert np.ravel(spans["computing"][worker]) == pytest.approx(computing)
+        assert np.ravel(spans["waiting"][worker]) == pytest.approx(waiting)
+    assert not any(spans["sending"].values())
+    waited = (3 * 0.26 + 0.06) / (4 * 0.46)
+    assert (
+        page.locator("#timeline-0 .finding").inner_text()
+        == f"Workers waited for {waited:.0%} of their time; worker 3 waited least."
+    )
+    cells = {cell.get_attribute("data-key"): cell.inner_text() for cell in page.locator("#summary td").all()}
+    assert (cells["virtual"], cells["waited"]) == ("1.840", f"{waited:.0%}")
+    page.locator("[name=axis][value=virtual]").check(force=True)
+    label = "virtual seconds, by the clock of the config"
+    page.wait_for_function("text => document.querySelector('#drift .xtitle').textContent == text", arg=label)
+    assert drawn(page, "drift")["local"]["x"] == pytest.approx([0.46, 0.92, 1.38, 1.84])
+
+
+def test_messages_that_travel_while_workers_compute(tmp_path, look):
+    """Sent at 0.2 s, arrived at 0.26; the next at 0.4. For the last round no step is left: all wait for it."""
+    train(tmp_path / "here", clock={"step": 0.1, "latency": 0.01}, steps=8, overlap=1)
+    (path,) = write([tmp_path / "here"])
+    page = look(path)
+    traces = page.evaluate("document.querySelector('#timeline-0 .plot').data.map(t => [t.name, [...t.x]])")
+    (computing, waiting, sending) = (np.array([x for x in xs if x is not None], float) for _, xs in traces)
+    assert waiting == pytest.approx(np.tile([0.8, 0.83, 0.86], 4))
+    assert sorted(set(np.round(sending, 9)))[:3] == pytest.approx([0.2, 0.23, 0.26])
+    assert computing.max() == pytest.approx(0.8)
+    assert page.locator("#timeline-0 .finding").inner_text() == "Workers waited for 7% of their time."

@@ -4,9 +4,11 @@ from . import topology as topology
 from .attached import Attached as Attached
 from .attachment import attach as attach
 from .checkpoint import Checkpoints as Checkpoints
+from .clock import Clock as Clock
 from .errors import CheckpointError as CheckpointError
 from .errors import WorkerLostError as WorkerLostError
 from .history import Record as Record
+from .history import Times as Times
 from .methods import EASGD as EASGD
 from .methods import LSGD as LSGD
 from .methods import CooperativeSGD as CooperativeSGD

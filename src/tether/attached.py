@@ -356,7 +356,7 @@ class Attached:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
 
-    def _on_land(self) -> None:
+    def _on_land(self, part: int) -> None:
         if self._optimizer_state == "reset":
             groups = self._optimizer.state_dict()["param_groups"]
             self._optimizer.load_state_dict({"state": self._first_state, "param_groups": groups})

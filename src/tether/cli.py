@@ -15,6 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:  # PyTorch takes longer to import than --help should take
     from tether.config import Config
     from tether.data import Dataset
+    from tether.history import Record
     from tether.result import Result
 
 app = typer.Typer(
@@ -76,7 +77,7 @@ def train(
         console.print(f"\nStopped. Go on: tether train --resume {folder}" if folder else "\nStopped.", highlight=False)
         raise SystemExit(130) from None
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
-    for label, value in zip(COLUMNS, _row(name, result), strict=True):
+    for label, value in zip(_columns(settings), _row(name, result), strict=True):
         table.add_row(label, value)
     console.print(table)
 
@@ -104,7 +105,7 @@ def compare(
     for name in names:
         check(settings, name)  # a mistake shows before the first run, not after the last
     data = load_data(settings)
-    table = Table(*COLUMNS, title=_heading(settings, data), box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(*_columns(settings), title=_heading(settings, data), box=box.SIMPLE_HEAD, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     diverged = []
@@ -213,6 +214,10 @@ COLUMNS = (
 )
 
 
+def _columns(config: Config) -> tuple[str, ...]:
+    return COLUMNS + (("virtual seconds", "waited") if config.clock else ())
+
+
 def main() -> None:
     """Run the command; what a user or a machine got wrong is said in a line, without a traceback."""
     import logging
@@ -315,7 +320,18 @@ def _row(name: str, result: Result) -> list[str]:
         f"{result.bytes / result.workers / 1e6:.2f}",
         f"{result.consensus:.2g}",
         f"{result.seconds:.1f}",
+        *_times(last),
     ]
+
+
+def _times(last: Record | None) -> list[str]:
+    """When the run would have ended on the cluster that its clock describes, and how much of that was waiting."""
+    import numpy as np
+
+    if last is None or last.virtual is None:
+        return []
+    now, waited = last.virtual.now, last.virtual.waited
+    return [f"{np.nanmax(now):.4g}", f"{np.nansum(waited) / max(np.nansum(now), 1e-300):.0%}"]
 
 
 def _parameters(method: type) -> str:

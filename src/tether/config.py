@@ -70,6 +70,7 @@ class Config(BaseModel):
     evaluate_every: int | None = Field(None, ge=1, description="local steps between evaluations; default: at the end")
     checkpoint_every: int = Field(1000, ge=1, description="local steps between checkpoints, of a run with a folder")
     allreduce: Literal["ring", "star"] = "ring"
+    clock: dict[str, Any] | None = Field(None, description="how long steps and messages take: `tether.Clock`'s")
     stepping: Literal["auto", "stacked", "compiled", "rows"] = "auto"
     processes: int = Field(1, ge=1, description="processes of this machine that share the simulated workers")
     device: str = Field("auto", description="'cpu', 'cuda', ...; 'auto' takes a GPU where there is one")
@@ -182,7 +183,7 @@ def _parameters(target: Callable[..., Any], given: tuple[str, ...]) -> type[Base
 
 def _as_tuple(value: Any) -> Any:
     """TOML has no tuples, for which `torch.optim` asks."""
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _explain(error: Any, model: type[BaseModel], place: str) -> str:

@@ -22,6 +22,7 @@ from tether.replicas import Replicas, distances
 from tether.result import RECENT, NonFiniteLossError, Result, best, best_worker, center, consensus_distance
 from tether.rounds import Rounds
 from tether.stepping import Block, load_optimizer_state, optimizer_state
+from tether.virtual_time import VirtualTime
 from tether.workers import Message, Metered, Workers
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Engine:
     on_record: Callable[[Record], None]
     on_progress: Callable[[int, float], None]
     seed: int
+    virtual: VirtualTime | None
 
     def __post_init__(self) -> None:
         self.history: list[Record] = []
@@ -114,6 +116,7 @@ class Engine:
             "records": self.records,
             "sent": [self.metered.messages, self.metered.bytes],
             "seconds": self.seconds,
+            "virtual": self.virtual.state_dict() if self.virtual else {},
         }
 
     @property
@@ -152,9 +155,13 @@ class Engine:
             self.rounds.load_state_dict(part["rounds"])
             self.since_round.copy_(part["since_round"])
             self.losses_since_record = part["losses"]
+            if self.virtual:
+                self.virtual.load_state_dict(part["virtual"])
         else:
             self.rounds.restart(part["rounds"])
             self.since_round.copy_(self.replicas.x)
+            if self.virtual:
+                self.virtual.restart(part["virtual"])
         self._remember()
 
     def _advance(self, steps: int) -> None:
@@ -192,6 +199,8 @@ class Engine:
         """All rows have taken the same steps: rounds land and start."""
         self._check_finite(losses)
         self.losses_since_record = torch.cat([self.losses_since_record, losses], dim=1)
+        if self.virtual:
+            self.virtual.compute(self.rounds.count, losses.shape[1])
         starting = self.rounds.advance(losses.to(self.replicas.x))
         for part in starting:
             consensus, drift = self._distances()
@@ -264,6 +273,7 @@ class Engine:
             messages=self.metered.messages,
             bytes=self.metered.bytes,
             seconds=self.seconds,
+            virtual=self.virtual.times(self.workers.present.numpy()) if self.virtual else None,
             **more,
         )
         self.losses_since_record = losses[:, :0]

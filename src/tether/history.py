@@ -9,6 +9,23 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Times:
+    """Virtual time at a record, in seconds; NaN for workers who have been excluded.
+
+    Attributes:
+        now: `[m]`, what the time is for each worker, this round's wait included if it had one.
+        computed: `[m]`, how much of it each has taken local steps.
+        waited: `[m]`, how much of it each has waited for others or for messages.
+        arrivals: `[m]`, when each has, or will have, what the last round sends it.
+    """
+
+    now: np.ndarray
+    computed: np.ndarray
+    waited: np.ndarray
+    arrivals: np.ndarray
+
+
+@dataclass(frozen=True)
 class Record:
     """A round, or an evaluation between rounds.
 
@@ -27,6 +44,7 @@ class Record:
         center: the mean model on held-out data, by name of the measure; empty where it was not evaluated.
         best: the worker with the least recent training loss, likewise.
         best_worker: its number.
+        virtual: when this was, on the cluster that the run's clock describes; None for a run without.
     """
 
     index: int
@@ -42,6 +60,7 @@ class Record:
     center: Mapping[str, float] = field(default_factory=dict)
     best: Mapping[str, float] = field(default_factory=dict)
     best_worker: int | None = None
+    virtual: Times | None = None
 
     @property
     def loss(self) -> float:

@@ -75,7 +75,7 @@ class Rounds:
         samples: `[r]`, how many samples each row's worker holds; for methods that weigh by them.
         window: keep at least so many of each worker's last losses.
         companions: what else is averaged when a round lands, by name, as it is at the moment of the call.
-        on_land: called after a round has landed.
+        on_send, on_land: called before the round of a part is sent, and after it has landed, with the part.
 
     Raises:
         ValueError: if the overlap is negative or longer than the period, or the method does not suit these workers.
@@ -91,7 +91,8 @@ class Rounds:
         samples: Float[Tensor, " r"] | None = None,
         window: int = 1,
         companions: Callable[[], Mapping[str, Companion]] = dict,
-        on_land: Callable[[], None] = lambda: None,
+        on_send: Callable[[int], None] = lambda part: None,
+        on_land: Callable[[int], None] = lambda part: None,
     ):
         whole("overlap", overlap, least=0)
         self.parts = method.parts
@@ -112,6 +113,7 @@ class Rounds:
         self._samples = x.new_ones(len(x)) if samples is None else samples.to(x)
         self._window = max(window, *(part.window for part in self.parts))
         self._companions = companions
+        self._on_send = on_send
         self._on_land = on_land
         self._next = [part.period for part in self.parts]
         self._flights: dict[int, Flight] = {}
@@ -144,6 +146,7 @@ class Rounds:
         method, x, state = self.parts[part], self._x, self.states[part]
         losses = self.losses[:, -method.window :]
         step = Step(self.count, self.rounds[part], lr, losses, self._samples)
+        self._on_send(part)
         message = method.send(x, state, self.workers, step)
         companions = {name: self.workers.mean(each.gather()) for name, each in self._companions().items()}
         self.rounds[part] += 1
@@ -249,7 +252,7 @@ class Rounds:
         companions = self._companions()
         for name, mean in flight.companions.items():
             companions[name].scatter(mean.wait())
-        self._on_land()
+        self._on_land(part)
 
 
 def _cloned(tensors: Any, device: torch.device | None = None) -> Any:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tether.checks import nearest
+from tether.clock import Clock
 from tether.config import Config, ConfigError, choose, maker
 from tether.data import DATASETS, PARTITIONS, Dataset, holdings
 from tether.history import Record
@@ -94,6 +95,7 @@ def run(
             evaluate_every=config.evaluate_every,
             on_nonfinite=config.on_nonfinite,
             allreduce=config.allreduce,
+            clock=load_clock(config),
             stepping=config.stepping,
             processes=config.processes,
             checkpoints=folder.checkpoints if folder else None,
@@ -228,6 +230,18 @@ def load_method(config: Config, name: str) -> Method:
     if table["name"] != "sync":
         table = {"period": config.period} | table
     return choose(table, METHODS, place)
+
+
+def load_clock(config: Config) -> Clock | None:
+    """The clock that the config describes, if it has one."""
+    if config.clock is None:
+        return None
+    clock: Clock = choose({"name": "clock", **config.clock}, {"clock": Clock}, "clock")
+    try:
+        clock.check(config.workers)
+    except ValueError as error:
+        raise ConfigError(f"clock: {error}") from error
+    return clock
 
 
 def check(config: Config, name: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tether.checkpoint import Checkpoints
 from tether.checks import check_choice, whole
+from tether.clock import Clock, Cluster
 from tether.data import Dataset, Feed
 from tether.engine import Engine, Evaluate
 from tether.gradients import Objective, Stepping, choose_way
@@ -23,8 +24,9 @@ from tether.replicas import Replicas, blocks
 from tether.result import RECENT, Result
 from tether.rounds import Companion, Order, Rounds
 from tether.stepping import Block, OptimizerFactory, SchedulerFactory, check_dense, check_elementwise
+from tether.traffic import AllReduceKind, Traffic
+from tether.virtual_time import VirtualTime
 from tether.workers import Metered, Stacked, Workers
-from tether.workers.meter import AllReduce
 
 Buffers = Literal["average", "local"]
 OptimizerState = Literal["local", "average", "reset"]
@@ -56,7 +58,8 @@ def simulate(
     on_nonfinite: OnNonFinite = "stop",
     on_record: Callable[[Record], None] = lambda record: None,
     on_progress: Callable[[int, float], None] = lambda count, loss: None,
-    allreduce: AllReduce = "ring",
+    allreduce: AllReduceKind = "ring",
+    clock: Clock | None = None,
     stepping: Stepping = "auto",
     block: int | None = None,
     processes: int = 1,
@@ -97,7 +100,9 @@ def simulate(
             "exclude" the worker from then on.
         on_record: called with each new record of the history.
         on_progress: called every now and then with the number of local steps so far and the mean of the last losses.
-        allreduce: how a mean travels, for the count of messages: "ring" or "star".
+        allreduce: how a mean travels, for the count of messages and for a clock: "ring" or "star".
+        clock: how long steps and messages take on a cluster that need not exist. The history then says what the time
+            would be there for each worker, and how long it has waited; what is trained stays the same to the bit.
         stepping: how gradients are computed: "stacked" rows (`torch.func.vmap`), the same "compiled" (twice as fast,
             but compiling takes up to a minute), one of the "rows" after the other, or "auto": by the model, the size of
             a step and how many there will be, never by the clock. The result is the same, but for rounding and for what
@@ -146,6 +151,8 @@ def simulate(
         )
     if start is not None and len(start) != reach.size:
         raise ValueError(f"start has {len(start)} rows for {reach.size} workers: give one a worker")
+    if clock is not None:
+        clock.check(reach.size)
     mine = reach.rows
     replicas = Replicas(model, mine.stop - mine.start, None if start is None else start[mine])
     check_dense(model)
@@ -163,7 +170,16 @@ def simulate(
         stepping_blocks = [
             Block(replicas, rows, optimizer, scheduler, spare) for rows in _equal_batches(feed.sizes[mine], way.block)
         ]
-        metered = Metered(reach, allreduce)
+        virtual = None if clock is None else VirtualTime(Cluster(clock, reach.size, seed))
+
+        def on_land(part: int) -> None:
+            if virtual:
+                virtual.land(part)
+            if optimizer_state == "reset":
+                for each in stepping_blocks:
+                    each.reset_optimizer()
+
+        metered = Metered(reach, allreduce, virtual.travel if virtual else _free)
         rounds = Rounds(
             method,
             metered,
@@ -172,7 +188,8 @@ def simulate(
             samples=None if feed.samples is None else feed.samples[mine],
             window=RECENT,
             companions=lambda: _companions(replicas, stepping_blocks, buffers, optimizer_state),
-            on_land=lambda: _reset(stepping_blocks) if optimizer_state == "reset" else None,
+            on_send=virtual.send if virtual else lambda part: None,
+            on_land=on_land,
         )
         engine = Engine(
             method=method,
@@ -192,6 +209,7 @@ def simulate(
             on_record=on_record if first else lambda record: None,
             on_progress=on_progress if first else lambda count, loss: None,
             seed=seed,
+            virtual=virtual,
         )
         return engine.run(steps)
 
@@ -213,9 +231,8 @@ def _companions(
     return averaged
 
 
-def _reset(stepping_blocks: list[Block]) -> None:
-    for block in stepping_blocks:
-        block.reset_optimizer()
+def _free(traffic: Traffic) -> None:
+    """What messages cost without a clock."""
 
 
 def _equal_batches(sizes: np.ndarray, block: int) -> list[slice]:

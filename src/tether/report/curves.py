@@ -18,6 +18,9 @@ AXES = {
 }
 """What a curve may be drawn against, and how its axis is labelled."""
 
+VIRTUAL = {"virtual": "virtual seconds, by the clock of the config"}
+"""What curves may be drawn against where every run has a clock."""
+
 POINTS = 1000
 """What is measured while workers train is averaged over windows of local steps, so that curves have no more points."""
 
@@ -71,6 +74,11 @@ class Figure:
     log: bool
     curves: list[Curve | None]
     best: list[Curve | None] | None = None
+
+
+def axes_of(runs: Sequence[Run]) -> dict[str, str]:
+    """What the curves of these runs may be drawn against, and how the axis is labelled."""
+    return AXES | (VIRTUAL if all(run.now is not None for run in runs) else {})
 
 
 def figures(runs: Sequence[Run]) -> list[Figure]:

@@ -74,7 +74,7 @@ function tracesOf(figure, run) {
   const curve = figure.curves[run], best = shown.best && figure.best?.[run];
   const name = plain(data.runs[run].name), { dash } = data.runs[run], colour = colourOf(run);
   const number = figure.unit === "%" ? "%{y:.1%}" : "%{y:.4~g}";
-  const against = `%{x:,.4~r} ${{ steps: "steps", rounds: "rounds", bytes: "MB", seconds: "s" }[shown.axis]}`;
+  const against = `%{x:,.4~r} ${{ steps: "steps", rounds: "rounds", bytes: "MB", seconds: "s", virtual: "s" }[shown.axis]}`;
   const unified = shown.axis === "steps" || shown.axis === "rounds";
   const base = { type: "scatter", visible: shown.runs.has(run), connectgaps: false };
   const traces = [];
@@ -152,6 +152,31 @@ function drawLeaders(trace) {
   return Plotly.react(plot, [bars(false), bars(true)], look, settings).then(() => linkZoom(plot));
 }
 
+function drawTimeline(timeline) {
+  const plot = document.querySelector(`#timeline-${timeline.run} .plot`);
+  const look = layout(Math.max(150, Math.min(narrow.matches ? 380 : 520, 64 + timeline.workers * 26)));
+  const row = (look.height - 56) / timeline.workers;
+  const { quiet, rule } = colours();
+  look.hovermode = "closest";
+  Object.assign(look.xaxis, { title: { ...look.xaxis.title, text: "virtual seconds" }, rangemode: "tozero" });
+  Object.assign(look.yaxis, { title: { ...look.yaxis.title, text: "worker" }, range: [timeline.workers - 0.4, -0.6], fixedrange: true, tickformat: "d", showgrid: false });
+  if (timeline.workers <= 16) look.yaxis.dtick = 1;
+  const bars = (kind, colour, width) => {
+    const [x, y, text] = [[], [], []];
+    timeline[kind].worker.forEach((worker, span) => {
+      const [since, until] = [timeline[kind].since[span], timeline[kind].until[span]];
+      x.push(since, (since + until) / 2, until, null);
+      y.push(worker, worker, worker, null);
+      text.push(...Array(4).fill(`worker ${worker} ${kind} for ${rounded(until - since)} s, until ${rounded(until)}`));
+    });
+    return { type: "scatter", mode: "lines", name: kind, x, y, text, hoverinfo: "text", line: { color: colour, width } };
+  };
+  const thick = Math.max(2, Math.min(16, row * 0.66));
+  const traces = [bars("computing", colourOf(timeline.run), thick), bars("waiting", rule, thick), bars("sending", quiet, Math.max(1, thick / 6))];
+  document.getElementById(`timeline-${timeline.run}`).classList.toggle("hidden", !shown.runs.has(timeline.run));
+  return Plotly.react(plot, traces, look, settings);
+}
+
 const rounded = (value) => Number(value.toPrecision(4)).toLocaleString("en");
 
 function drawHoldings(picture, number) {
@@ -195,7 +220,7 @@ function drawHoldings(picture, number) {
 function draw() {
   everything("[data-run].run").forEach((button) => button.setAttribute("aria-pressed", shown.runs.has(Number(button.dataset.run))));
   everything("#summary tbody tr").forEach((row) => row.classList.toggle("hidden", !shown.runs.has(Number(row.dataset.run))));
-  return Promise.all([...data.figures.map(drawCurves), ...data.leaders.map(drawLeaders), ...data.holdings.map(drawHoldings)]);
+  return Promise.all([...data.figures.map(drawCurves), ...data.leaders.map(drawLeaders), ...data.timelines.map(drawTimeline), ...data.holdings.map(drawHoldings)]);
 }
 
 // To zoom one plot is to zoom all that have its axis.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 
 from tether.config import ConfigError
 from tether.report import style
-from tether.report.curves import AXES, Curve, Figure, figures
+from tether.report.curves import Curve, Figure, axes_of, figures
 from tether.report.holdings import pictures
 from tether.report.leaders import Trace, led, trace
 from tether.report.runs import Run, common_folder, differences
 from tether.report.summary import summary
+from tether.report.timelines import Timeline, timeline
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -32,6 +33,7 @@ def page(runs: Sequence[Run]) -> str:
         raise ConfigError(f"a page needs {error.name}, which is not installed: pip install 'tether[report]'") from error
     drawn, pictured = figures(runs), pictures(runs)
     traces = [(number, found) for number, run in enumerate(runs) if (found := trace(run))]
+    timelines = [(number, times) for number, run in enumerate(runs) if (times := timeline(run))]
     different = differences(runs)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_file("page.html")).render(
@@ -40,10 +42,11 @@ def page(runs: Sequence[Run]) -> str:
         runs=runs,
         looks=style.looks(runs),
         groups=list(dict.fromkeys(run.group for run in runs)),
-        axes=AXES,
+        axes=axes_of(runs),
         columns=summary(runs),
         figures=drawn,
         leaders=[(number, led(runs[number])) for number, _ in traces],
+        timelines=timelines,
         pictures=pictured,
         different={key: [_said(value) for value in values] for key, values in different.items()},
         common={key: _said(value) for key, value in runs[0].config.items() if key not in different},
@@ -52,16 +55,21 @@ def page(runs: Sequence[Run]) -> str:
         colours=list(zip(style.LIGHT, style.DARK, strict=True)),
         script=_file("page.js"),
         plotly=get_plotlyjs(),
-        data=_data(runs, drawn, traces, pictured),
+        data=_data(runs, drawn, traces, timelines, pictured),
     )
 
 
 def _data(
-    runs: Sequence[Run], drawn: Sequence[Figure], traces: Sequence[tuple[int, Trace]], pictured: list[dict[str, Any]]
+    runs: Sequence[Run],
+    drawn: Sequence[Figure],
+    traces: Sequence[tuple[int, Trace]],
+    timelines: Sequence[tuple[int, Timeline]],
+    pictured: list[dict[str, Any]],
 ) -> str:
     """What the page's script draws, as JSON that may stand in a script element."""
+    axes = axes_of(runs)
     content = {
-        "axes": AXES,
+        "axes": axes,
         "dashes": style.DASHES,
         "runs": [
             {"name": run.name, "colour": colour, "dash": style.DASHES[dash], "workers": run.workers}
@@ -72,31 +80,39 @@ def _data(
                 "key": figure.key,
                 "unit": figure.unit,
                 "log": figure.log,
-                "curves": [_points(*each) for each in zip(figure.curves, runs, strict=True)],
-                "best": [_points(*each) for each in zip(figure.best, runs, strict=True)] if figure.best else None,
+                "curves": [_points(*each, axes) for each in zip(figure.curves, runs, strict=True)],
+                "best": [_points(*each, axes) for each in zip(figure.best, runs, strict=True)] if figure.best else None,
             }
             for figure in drawn
         ],
         "leaders": [
             {
                 "run": number,
-                "since": {axis: _short(found.against(axis, runs[number])[0]) for axis in AXES},
-                "until": {axis: _short(found.against(axis, runs[number])[1]) for axis in AXES},
+                "since": {axis: _short(found.against(axis, runs[number])[0]) for axis in axes},
+                "until": {axis: _short(found.against(axis, runs[number])[1]) for axis in axes},
                 "worker": found.worker.tolist(),
                 "of_all": found.of_all.tolist(),
             }
             for number, found in traces
+        ],
+        "timelines": [
+            {"run": number, "workers": found.workers}
+            | {
+                kind: {key: _short(getattr(spans, key)) for key in ("worker", "since", "until")}
+                for kind, spans in found.spans.items()
+            }
+            for number, found in timelines
         ],
         "holdings": pictured,
     }
     return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def _points(curve: Curve | None, run: Run) -> dict[str, Any] | None:
+def _points(curve: Curve | None, run: Run, axes: Iterable[str]) -> dict[str, Any] | None:
     if curve is None:
         return None
     values = {"y": curve.y, "low": curve.low, "high": curve.high}
-    x = {axis: _short(run.against(axis)[curve.at]) for axis in AXES}
+    x = {axis: _short(run.against(axis)[curve.at]) for axis in axes}
     return {"x": x} | {key: _short(each) for key, each in values.items() if each is not None}
 
 

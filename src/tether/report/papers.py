@@ -11,10 +11,11 @@ import numpy as np
 from tether.config import ConfigError
 from tether.data.holdings import Holdings, picture
 from tether.report import style
-from tether.report.curves import AXES, Figure, figures
+from tether.report.curves import Figure, axes_of, figures
 from tether.report.holdings import pictures
 from tether.report.leaders import trace
 from tether.report.runs import Run
+from tether.report.timelines import Timeline, timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,12 +64,14 @@ def draw(runs: Sequence[Run], folder: Path, format: str) -> list[Path]:
     except ModuleNotFoundError as error:
         raise ConfigError("figures need matplotlib, which is not installed: pip install 'tether[plot]'") from error
     written = []
+    axes = axes_of(runs)
     metadata = {"Date": None} if format == "svg" else {}
     with matplotlib.rc_context(LOOK):
         for figure in figures(runs):
-            for axis in AXES:
+            for axis, label in axes.items():
                 drawing = Drawing(SIZE, layout="constrained")
                 _curves(drawing.subplots(), figure, runs, axis)
+                drawing.axes[0].set_xlabel(label)
                 written.append(folder / f"{figure.key}-{axis}.{format}")
                 drawing.savefig(written[-1], metadata=metadata)
         for run, (colour, _) in zip(runs, style.looks(runs), strict=True):
@@ -76,6 +79,13 @@ def draw(runs: Sequence[Run], folder: Path, format: str) -> list[Path]:
                 drawing = Drawing(SIZE, layout="constrained")
                 _leaders(drawing.subplots(), run, style.LIGHT[colour])
                 written.append(folder / f"leaders-{_as_file(run.name)}.{format}")
+                drawing.savefig(written[-1], metadata=metadata)
+        for run, (colour, _) in zip(runs, style.looks(runs), strict=True):
+            found = timeline(run)
+            if found:
+                drawing = Drawing((2 * SIZE[0], SIZE[1]), layout="constrained")
+                _timeline(drawing.subplots(), found, style.LIGHT[colour])
+                written.append(folder / f"timeline-{_as_file(run.name)}.{format}")
                 drawing.savefig(written[-1], metadata=metadata)
     for number, each in enumerate(pictures(runs), start=1):
         held = runs[each["runs"][0]].holdings
@@ -98,7 +108,6 @@ def _curves(axes: Axes, figure: Figure, runs: Sequence[Run], axis: str) -> None:
             axes.plot(x, curve.y, label=run.name, marker="o" if len(x) == 1 else "", **look)
             if curve.low is not None and curve.high is not None and len(runs) <= 3:
                 axes.fill_between(x, curve.low, curve.high, color=look["color"], alpha=0.13, linewidth=0)
-    axes.set_xlabel(AXES[axis])
     axes.set_ylabel(figure.title.lower())
     if figure.log:
         _logarithmic(axes)
@@ -128,8 +137,24 @@ def _leaders(axes: Axes, run: Run, colour: str) -> None:
     assert found is not None
     since, until = found.against("rounds", run)
     axes.hlines(found.worker, since, until, color=colour, linewidth=np.where(found.of_all, 3, 1.2))
-    axes.set(xlabel=AXES["rounds"], ylabel="leader", xlim=(0, None), ylim=(-0.7, run.workers - 0.3))
+    axes.set(xlabel="rounds", ylabel="leader", xlim=(0, None), ylim=(-0.7, run.workers - 0.3))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _timeline(axes: Axes, found: Timeline, colour: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    looks: Any = {
+        "computing": {"color": colour, "linewidth": 5},
+        "waiting": {"color": "#d5d8dc", "linewidth": 5},
+        "sending": {"color": "black", "linewidth": 0.8},
+    }
+    for kind, spans in found.spans.items():
+        if len(spans.worker):
+            axes.hlines(spans.worker, spans.since, spans.until, label=kind, **looks[kind])
+    axes.set(xlabel="virtual seconds", ylabel="worker", xlim=(0, None), ylim=(found.workers - 0.4, -0.6))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def _as_file(name: str) -> str:

@@ -40,6 +40,10 @@ class Run:
         consensus: `[n]`, consensus distance.
         evaluated: `[n]`, whether the record is an evaluation rather than a round.
         leaders: n times who led: a worker, one of each group, or None.
+        now: `[n, m]`, virtual seconds of each worker; None for a run without a clock, as the three that follow.
+        computed: `[n, m]`, virtual seconds that each worker has computed.
+        waited: `[n, m]`, virtual seconds that each worker has waited.
+        arrivals: `[n, m]`, virtual seconds at which each worker has what the last round sends it.
         center: `[n]` by measure, the mean model on held-out data; NaN where it was not evaluated.
         best: `[n]` by measure, the worker with the least training loss, likewise.
     """
@@ -61,13 +65,23 @@ class Run:
     consensus: np.ndarray
     evaluated: np.ndarray
     leaders: list[int | list[int] | None]
+    now: np.ndarray | None
+    computed: np.ndarray | None
+    waited: np.ndarray | None
+    arrivals: np.ndarray | None
     center: dict[str, np.ndarray]
     best: dict[str, np.ndarray]
 
     def against(self, axis: str) -> np.ndarray:
-        """`[n]`, what a page's axis shows of the records: "steps", "rounds", "seconds", or "bytes", in MB."""
-        values = getattr(self, axis)
+        """`[n]`, what a page's axis shows: "steps", "rounds", "seconds", "virtual" seconds, or "bytes", in MB."""
+        values = self.virtual if axis == "virtual" else getattr(self, axis)
         return values / 1e6 if axis == "bytes" else values
+
+    @property
+    def virtual(self) -> np.ndarray:
+        """`[n]`, virtual seconds by which the last of the workers has come to a record."""
+        assert self.now is not None
+        return np.nanmax(self.now, axis=1) if len(self.now) else np.empty(0)
 
     @property
     def method(self) -> str:
@@ -163,7 +177,8 @@ def _columns(folder: RunFolder) -> dict[str, Any]:
             raise ConfigError(f"{folder.folder / 'metrics.jsonl'}: line {number} is no record: {problem}") from error
     columns = {key: [row[key] for row in rows] for key in _ROW}
     numbers = {key: np.array(columns[key], dtype=kind) for key, kind in _ROW.items() if kind is not None}
-    return columns | numbers | {key: _measures(columns[key]) for key in ("center", "best")}
+    times = {key: _times(columns[key], workers) for key in _TIMES}
+    return columns | numbers | times | {key: _measures(columns[key]) for key in ("center", "best")}
 
 
 _ROW = {
@@ -179,8 +194,14 @@ _ROW = {
     "leaders": None,
     "center": None,
     "best": None,
+    "now": None,
+    "computed": None,
+    "waited": None,
+    "arrivals": None,
 }
 """The columns, and what their arrays hold."""
+
+_TIMES = ("now", "computed", "waited", "arrivals")
 
 
 def _row(record: Mapping[str, Any], workers: int) -> dict[str, Any]:
@@ -197,11 +218,16 @@ def _row(record: Mapping[str, Any], workers: int) -> dict[str, Any]:
         "leaders": record["leader"],
         "center": dict(record["center"]),
         "best": dict(record["best"]),
-    }
+    } | {key: record["virtual"] and record["virtual"][key] for key in _TIMES}
     for key in ("losses", "drift"):
         if row[key].shape != (workers,):
             raise ValueError(f"{key} of shape {row[key].shape} in a run of {workers} workers")
     return row
+
+
+def _times(records: Sequence[list[float] | None], workers: int) -> np.ndarray | None:
+    """`[n, m]`, if the run has a clock."""
+    return None if None in records else np.array(records, dtype=float).reshape(len(records), workers)
 
 
 def _measures(records: Iterable[Mapping[str, float | None]]) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tether.report.curves import training_loss, window_of
 from tether.report.runs import Run
+from tether.report.timelines import waited
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def summary(runs: Sequence[Run]) -> list[Column]:
         Column("rounds", "rounds", [_last(run.rounds) for run in runs], "{:,.0f}".format),
         Column("megabytes", "MB sent a worker", [_last(run.bytes / 1e6) for run in runs], "{:,.2f}".format),
         Column("consensus", "consensus distance", final("consensus"), "{:.2g}".format),
+        Column("virtual", "virtual seconds", [None if run.now is None else _last(run.virtual) for run in runs], _short),
+        Column("waited", "waited", [waited(run) for run in runs], "{:.0%}".format),
         Column("seconds", "seconds", final("seconds"), "{:,.1f}".format),
     ]
     return [column for column in columns if any(value is not None for value in column.values)]

@@ -59,7 +59,10 @@ def _workers(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
         for at in range(len(run.steps)):
             record = _record(run, at)
             for worker in range(run.workers):
-                yield record | {"worker": worker, "loss": run.losses[at, worker], "drift": run.drift[at, worker]}
+                times = {key: None if each is None else each[at, worker] for key, each in _times(run).items()}
+                yield (
+                    record | {"worker": worker, "loss": run.losses[at, worker], "drift": run.drift[at, worker]} | times
+                )
 
 
 def _holdings(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
@@ -82,7 +85,12 @@ def _record(run: Run, at: int) -> dict[str, Any]:
         "messages_a_worker": run.messages[at],
         "bytes_a_worker": run.bytes[at],
         "seconds": run.seconds[at],
+        "virtual_seconds": None if run.now is None else run.virtual[at],
     }
+
+
+def _times(run: Run) -> dict[str, np.ndarray | None]:
+    return {"virtual_seconds_here": run.now, "virtual_computed": run.computed, "virtual_waited": run.waited}
 
 
 def _percentiles(values: np.ndarray) -> np.ndarray:
