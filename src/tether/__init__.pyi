@@ -11,8 +11,12 @@ from .history import Record as Record
 from .history import Times as Times
 from .methods import EASGD as EASGD
 from .methods import LSGD as LSGD
+from .methods import AsynchronousDiLoCo as AsynchronousDiLoCo
+from .methods import AsynchronousEASGD as AsynchronousEASGD
+from .methods import CenterMethod as CenterMethod
 from .methods import CooperativeSGD as CooperativeSGD
 from .methods import DecentralizedSGD as DecentralizedSGD
+from .methods import Downpour as Downpour
 from .methods import FedAvg as FedAvg
 from .methods import GeneralizedElastic as GeneralizedElastic
 from .methods import HierarchicalElastic as HierarchicalElastic

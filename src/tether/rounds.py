@@ -3,11 +3,13 @@
 A driver (the simulator, or hooks on a user's optimizer) tells `Rounds` of local steps; `Rounds` calls the method's
 `send` and `receive`. The two orders of step and round differ only in when the driver speaks: after the optimizer's
 update for "step-then-mix", X <- (X - lr G) W, or between gradient and update for "mix-then-step", X <- X W - lr G
-(Cooperative SGD, eq. 10 and remark 1). Either way the round belongs to that step.
+(Cooperative SGD, eq. 10 and remark 1). Either way the round belongs to that step. When rounds are due is counted in
+local steps, or as a trigger says (`tether.triggers`).
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from tether.checks import whole
 from tether.methods import Method, Step
-from tether.workers import Arrived, Message, Pending, Workers, land
+from tether.triggers import OwnPace, Pace
+from tether.workers import Arrived, Message, Pending, Weighted, Workers, land
 
 Order = Literal["step-then-mix", "mix-then-step"]
 
@@ -75,6 +78,7 @@ class Rounds:
         samples: `[r]`, how many samples each row's worker holds; for methods that weigh by them.
         window: keep at least so many of each worker's last losses.
         companions: what else is averaged when a round lands, by name, as it is at the moment of the call.
+        pace: how far the workers are, in the unit of periods. Default: the local steps of these rows.
         on_send, on_land: called before the round of a part is sent, and after it has landed, with the part.
 
     Raises:
@@ -91,6 +95,7 @@ class Rounds:
         samples: Float[Tensor, " r"] | None = None,
         window: int = 1,
         companions: Callable[[], Mapping[str, Companion]] = dict,
+        pace: Pace | None = None,
         on_send: Callable[[int], None] = lambda part: None,
         on_land: Callable[[int], None] = lambda part: None,
     ):
@@ -115,13 +120,23 @@ class Rounds:
         self._companions = companions
         self._on_send = on_send
         self._on_land = on_land
-        self._next = [part.period for part in self.parts]
+        self._pace = pace or OwnPace()
+        self._next: list[float] = [part.period for part in self.parts]
+        self._taken = [torch.zeros(len(x)) for _ in self.parts]
         self._flights: dict[int, Flight] = {}
 
     @property
     def quiet(self) -> int:
         """How many local steps can be taken before rows next touch one another, the last of them included."""
-        return min([*self._next, *(flight.due for flight in self._flights.values())]) - self.count
+        if not self._pace.exact:
+            return 1
+        landings = [flight.due - self.count for flight in self._flights.values()]
+        return min([math.ceil(self.due - self._pace.now), *landings])
+
+    @property
+    def due(self) -> float:
+        """When the next round is, in the unit of periods."""
+        return min(self._next)
 
     def advance(self, losses: Float[Tensor, "r n"]) -> list[int]:
         """Note n more local steps and land what is due.
@@ -132,24 +147,43 @@ class Rounds:
         Returns:
             The parts of the method whose round starts with this step, in order. `send` starts them.
         """
-        assert losses.shape[1] <= self.quiet, "the rows should have touched before the last of these steps"
-        self.count += losses.shape[1]
+        steps = losses.shape[1]
+        assert steps <= self.quiet, "the rows should have touched before the last of these steps"
+        self.count += steps
+        self._pace.advance(steps)
+        self.note(losses, torch.full((len(losses),), float(steps)))
+        for part in [part for part, flight in self._flights.items() if flight.due == self.count]:
+            self._land(part, self._flights.pop(part))
+        return self.starting
+
+    @property
+    def starting(self) -> list[int]:
+        """The parts of the method whose round is due, in order; those that are due later wait for these."""
+        due = self.due
+        return [part for part, when in enumerate(self._next) if when == due] if due <= self._pace.now else []
+
+    def note(self, losses: Float[Tensor, "r n"], steps: Float[Tensor, " r"]) -> None:
+        """Each row has taken so many more steps, the last of them with these losses."""
         if losses.shape[1] != self._window:
             losses = torch.cat([self.losses, losses], dim=1)[:, -self._window :]
         self.losses = losses
-        for part in [part for part, flight in self._flights.items() if flight.due == self.count]:
-            self._land(part, self._flights.pop(part))
-        return [part for part, count in enumerate(self._next) if count == self.count]
+        for taken in self._taken:
+            taken += steps
 
     def send(self, part: int, lr: float) -> Message:
         """Start the round of a part of the method; without overlap, end it too. Returns what was sent."""
+        if part in self._flights:  # who has been slow is not yet where it would land
+            self._land(part, self._flights.pop(part))
         method, x, state = self.parts[part], self._x, self.states[part]
         losses = self.losses[:, -method.window :]
         step = Step(self.count, self.rounds[part], lr, losses, self._samples)
+        workers = Weighted(self.workers, self._taken[part].to(x)) if self._pace.by_steps else self.workers
         self._on_send(part)
-        message = method.send(x, state, self.workers, step)
+        message = method.send(x, state, workers, step)
         companions = {name: self.workers.mean(each.gather()) for name, each in self._companions().items()}
         self.rounds[part] += 1
+        self._taken[part].zero_()
+        self._pace.passed(self._next[part])
         self._next[part] += method.period
         if self.overlap:
             self._flights[part] = Flight(self.count + self.overlap, x.clone(), message, companions)
@@ -179,6 +213,7 @@ class Rounds:
             "rounds": list(self.rounds),
             "next": list(self._next),
             "states": [_cloned(state) for state in self.states],
+            "taken": [taken.clone() for taken in self._taken],
             "losses": self.losses.clone(),
             "flights": {
                 part: {
@@ -198,6 +233,8 @@ class Rounds:
         self.count = saved["count"]
         self.rounds = list(saved["rounds"])
         self._next = list(saved["next"])
+        self._taken = [taken.clone() for taken in saved["taken"]]
+        self._resume_pace()
         self.losses = saved["losses"].to(self._x, copy=True)
         for mine, theirs in zip(self.states, saved["states"], strict=True):
             for name, value in mine.items():
@@ -217,9 +254,14 @@ class Rounds:
         self.count = saved["count"]
         self.rounds = list(saved["rounds"])
         self._next = list(saved["next"])
+        self._resume_pace()
         self.losses = self._x.new_zeros(len(self._x), 0)
         self.states = [part.init(self._x, self.workers) for part in self.parts]
         self._flights = {}
+
+    def _resume_pace(self) -> None:
+        self._pace.advance(self.count)
+        self._pace.passed(max(due - part.period for due, part in zip(self._next, self.parts, strict=True)))
 
     def check_replicated(self, workers: Workers) -> None:
         """Raise `RuntimeError` unless all processes have the same of what a method says they have the same of.

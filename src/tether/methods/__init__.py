@@ -9,6 +9,7 @@ from tether.methods.federated import FedAvg
 from tether.methods.generalized_elastic import GeneralizedElastic
 from tether.methods.hierarchical_elastic import HierarchicalElastic
 from tether.methods.leader import LSGD, MultiLeaderLSGD
+from tether.methods.server import AsynchronousDiLoCo, AsynchronousEASGD, CenterMethod, Downpour
 
 METHODS: dict[str, type[Method]] = {
     "sync": SyncSGD,
@@ -21,6 +22,9 @@ METHODS: dict[str, type[Method]] = {
     "leader": LSGD,
     "multi-leader": MultiLeaderLSGD,
     "fedavg": FedAvg,
+    "downpour": Downpour,
+    "asynchronous-easgd": AsynchronousEASGD,
+    "asynchronous-diloco": AsynchronousDiLoCo,
 }
 """Every method by the name that configs and the command use."""
 
@@ -28,8 +32,12 @@ __all__ = [
     "EASGD",
     "LSGD",
     "METHODS",
+    "AsynchronousDiLoCo",
+    "AsynchronousEASGD",
+    "CenterMethod",
     "CooperativeSGD",
     "DecentralizedSGD",
+    "Downpour",
     "FedAvg",
     "GeneralizedElastic",
     "HierarchicalElastic",

@@ -1,18 +1,31 @@
 """How rows reach each other."""
 
-from tether.workers.base import Arrived, Message, Pending, Received, Workers, check_groups, contest, land
+from tether.workers.base import (
+    Arrived,
+    CenterWorkers,
+    Message,
+    Pending,
+    Received,
+    Weighted,
+    Workers,
+    check_groups,
+    contest,
+    land,
+)
 from tether.workers.meter import Metered
 from tether.workers.ranks import Ranks
 from tether.workers.stacked import Stacked
 
 __all__ = [
     "Arrived",
+    "CenterWorkers",
     "Message",
     "Metered",
     "Pending",
     "Ranks",
     "Received",
     "Stacked",
+    "Weighted",
     "Workers",
     "check_groups",
     "contest",

@@ -6,7 +6,7 @@ r of the m. Whether the others live in the same process or behind a network is n
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -107,6 +107,38 @@ class Workers(Protocol):
     def exclude(self, worker: int) -> None:
         """From now on do without this worker."""
         ...
+
+
+@runtime_checkable
+class CenterWorkers(Workers, Protocol):
+    """Workers who can reach a center."""
+
+    def exchange(self, message: Float[Tensor, "r k"]) -> Pending:
+        """The center's reply to each of these rows, `[r, k]`; they arrive there one after the other."""
+        ...
+
+
+class Weighted:
+    """Workers whose means weigh rows by these numbers, times whatever else a method weighs them by.
+
+    Args:
+        workers: the workers; all else is theirs.
+        weights: `[r]`, of this process's rows.
+    """
+
+    def __init__(self, workers: Workers, weights: Float[Tensor, " r"]):
+        self._workers = workers
+        self._weights = weights
+
+    def mean(
+        self, x: Float[Tensor, "r k"], *, weights: Float[Tensor, " r"] | None = None, within: int | None = None
+    ) -> Pending:
+        """See `Workers.mean`."""
+        weights = self._weights if weights is None else weights * self._weights
+        return self._workers.mean(x, weights=weights, within=within)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workers, name)
 
 
 def check_groups(workers: int, groups: int | None) -> None:

@@ -1,0 +1,79 @@
+"""The center of asynchronous methods: a model that workers visit, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+Serve: TypeAlias = Callable[[dict[str, Tensor], Tensor, int], Tensor]
+"""serve(center, message, staleness) -> reply; see `tether.methods.CenterMethod`."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A message that the center has served.
+
+    Attributes:
+        worker: whose.
+        step: how many local steps the worker had taken when it sent the message.
+        staleness: how many messages of others the center has served since it replied to this worker.
+        seconds: when it arrived, since the start.
+    """
+
+    worker: int
+    step: int
+    staleness: int
+    seconds: float
+
+
+class Center:
+    """The center's model and what else is kept with it; moves by one message after the other.
+
+    Args:
+        state: the model, "anchor" `[1, d]`, and the rest of the method's.
+        serve: how a message moves it.
+        workers: number of workers m.
+        on_visit: called after each message has been served.
+
+    Attributes:
+        state: as given, moved in place.
+        served: messages served so far.
+    """
+
+    def __init__(
+        self,
+        state: dict[str, Tensor],
+        serve: Serve,
+        workers: int,
+        on_visit: Callable[[Visit], None] = lambda visit: None,
+    ):
+        self.state = state
+        self.served = 0
+        self._serve = serve
+        self._replied = [0] * workers
+        self._on_visit = on_visit
+
+    def visit(self, worker: int, message: Float[Tensor, "1 d"], step: int, seconds: float) -> Float[Tensor, "1 d"]:
+        """Serve the message that a worker has sent after so many local steps of its own. Returns the reply."""
+        staleness = self.served - self._replied[worker]
+        reply = self._serve(self.state, message, staleness)
+        self.served += 1
+        self._replied[worker] = self.served
+        self._on_visit(Visit(worker, step, staleness, seconds))
+        return reply
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it needs to go on, tensors and numbers only."""
+        state = {name: value.clone() for name, value in self.state.items()}
+        return {"state": state, "served": self.served, "replied": list(self._replied)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        for name, value in self.state.items():
+            value.copy_(saved["state"][name])
+        self.served = saved["served"]
+        self._replied = list(saved["replied"])
