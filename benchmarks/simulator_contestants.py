@@ -27,7 +27,7 @@ def indices(workload: Workload, data: Dataset, rounds: int) -> Iterator[np.ndarr
     """`[period, workers, batch]`, the samples of every local step of a round."""
     batches = Batches(data.shards(workload.workers, 0), workload.batch)
     steps = range(workload.period * rounds)
-    everyone = slice(0, workload.workers)
+    everyone = range(workload.workers)
     for first in steps[:: workload.period]:
         yield np.stack([batches.indices(everyone, step) for step in range(first, first + workload.period)])
 

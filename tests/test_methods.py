@@ -210,7 +210,7 @@ def test_sync_is_local_of_period_one_is_large_batch_sgd():
     parameters = list(model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     for step in range(30):
-        samples = torch.from_numpy(batches.indices(slice(0, 4), step).ravel())
+        samples = torch.from_numpy(batches.indices(range(4), step).ravel())
         optimizer.zero_grad()
         tether.models.cross_entropy(model, tuple(t[samples] for t in data.train)).backward()
         optimizer.step()

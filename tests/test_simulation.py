@@ -92,7 +92,7 @@ def test_one_worker_is_an_ordinary_training_loop(make):
         for p in trainable:
             p.grad = torch.zeros_like(p)  # a layer that is not used has a gradient of zero, not none at all
         for part in range(2):
-            samples = torch.from_numpy(batches.indices(slice(0, 1), 2 * step + part)[0])
+            samples = torch.from_numpy(batches.indices(range(1), 2 * step + part)[0])
             (cross_entropy(mine, tuple(t[samples] for t in data.train)) / 2).backward()
         optimizer.step()
         scheduler.step()

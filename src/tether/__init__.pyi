@@ -31,6 +31,8 @@ from .result import Result as Result
 from .rounds import Rounds as Rounds
 from .simulation import simulate as simulate
 from .topology import Topology as Topology
+from .triggers import TimeWindow as TimeWindow
+from .triggers import TotalSteps as TotalSteps
 from .workers import Metered as Metered
 from .workers import Pending as Pending
 from .workers import Ranks as Ranks

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,6 +20,9 @@ from jaxtyping import Float, Int
 from tether.traffic import AllReduce, Broadcast, Exchange, Gather, Traffic
 
 Noise = Literal["none", "lognormal", "exponential"]
+
+Link: TypeAlias = "tuple[float, float, tuple[tuple[str, int, bool], ...]]"
+"""Seconds of latency, bits a second, and the link's two ends: "out" of or "in" to which worker, or node if true."""
 
 PIECES = 32
 """In so many pieces a leader's row goes down the chain of workers, as real ones hand it on (`tether.Ranks`)."""
@@ -121,6 +124,7 @@ class Cluster:
         self._node = np.arange(workers) // (workers // (clock.nodes or workers))
         self._drawn: dict[int, tuple[int, np.ndarray]] = {}
         self._known: dict[tuple[type, int, bytes], float] = {}
+        self._pairs: dict[tuple[int, int], Link] = {}
 
     def steps(self, worker: int, first: int, count: int) -> Float[np.ndarray, " count"]:
         """Seconds that so many local steps of a worker take, from step number `first` on."""
@@ -146,6 +150,23 @@ class Cluster:
             members = traffic.members
             done[members] = ready[members].max() + self._together(traffic)
         return done
+
+    def link(self, sender: int, receiver: int) -> Link:
+        """Between two workers: latency, bandwidth, and by what names the two ends of the link are known.
+
+        Workers of a node have their ends in common where they talk to other nodes.
+        """
+        if (sender, receiver) not in self._pairs:
+            self._pairs[sender, receiver] = self._find_link(sender, receiver)
+        return self._pairs[sender, receiver]
+
+    def _find_link(self, sender: int, receiver: int) -> Link:
+        latency, bandwidth = (float(each[0]) for each in self._links(np.array([receiver]), np.array([sender])))
+        outside = bool(self._node[sender] != self._node[receiver])
+        if not outside:
+            return latency, bandwidth, (("out", sender, False), ("in", receiver, False))
+        ends = (("out", int(self._node[sender]), True), ("in", int(self._node[receiver]), True))
+        return latency, min(bandwidth, self.clock.bandwidth), ends
 
     def _together(self, traffic: AllReduce | Gather | Broadcast) -> float:
         """How long it takes all members, from when the last of them is there."""

@@ -152,12 +152,13 @@ class CompiledGradients(StackedGradients):
 
     Attributes:
         seconds: how long compiling took so far.
+        plain: the same, not compiled.
     """
 
     def __init__(self, replicas: Replicas, model: nn.Module, objective: Objective):
         super().__init__(replicas, written_out(copy.deepcopy(model)), objective)
         self.seconds = 0.0
-        self._plain = StackedGradients(replicas, model, objective)
+        self.plain = StackedGradients(replicas, model, objective)
         self._known: set[object] = set()
         self._failed = False
 
@@ -176,7 +177,7 @@ class CompiledGradients(StackedGradients):
         self, x: Float[Tensor, "r d"], buffers: dict[str, Tensor], batch: Batch, out: Float[Tensor, "r d"]
     ) -> Float[Tensor, " r"]:
         if self._failed:
-            return self._plain(x, buffers, batch, out)
+            return self.plain(x, buffers, batch, out)
         shapes = tuple(part.shape for part in (x, *(batch or ())))
         if shapes in self._known:
             return self._compiled(x, buffers, batch, out).detach()
@@ -186,7 +187,7 @@ class CompiledGradients(StackedGradients):
         except Exception as error:
             log.warning("stepping without compiling, which failed: %s", str(error).strip().partition("\n")[0])
             self._failed = True
-            return self._plain(x, buffers, batch, out)
+            return self.plain(x, buffers, batch, out)
         finally:
             self.seconds += time.perf_counter() - began
             self._known.add(shapes)

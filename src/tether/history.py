@@ -26,6 +26,31 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Trip:
+    """A message to the center and its reply, in seconds of virtual time.
+
+    Attributes:
+        worker: whose.
+        step: how many local steps it had taken when it sent the message.
+        sent: when that was.
+        arrived: when the center served it.
+        replied: when the worker had the reply.
+        resumed: when it went on with the reply: then, or as soon as it had taken the steps of an overlap.
+        waited: how long it waited.
+        staleness: how many messages of others the center has served since it last replied to this worker.
+    """
+
+    worker: int
+    step: int
+    sent: float
+    arrived: float
+    replied: float
+    resumed: float
+    waited: float
+    staleness: int = 0
+
+
+@dataclass(frozen=True)
 class Record:
     """A round, or an evaluation between rounds.
 
@@ -45,6 +70,7 @@ class Record:
         best: the worker with the least recent training loss, likewise.
         best_worker: its number.
         virtual: when this was, on the cluster that the run's clock describes; None for a run without.
+        trips: of an asynchronous method, what has gone to the center and back since the record before.
     """
 
     index: int
@@ -61,6 +87,7 @@ class Record:
     best: Mapping[str, float] = field(default_factory=dict)
     best_worker: int | None = None
     virtual: Times | None = None
+    trips: tuple[Trip, ...] = ()
 
     @property
     def loss(self) -> float:

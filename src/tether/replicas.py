@@ -86,8 +86,8 @@ class Replicas:
         self.x = _shared(self.x)
         self.buffers = {name: _shared(buffer) for name, buffer in self.buffers.items()}
 
-    def part(self, rows: slice) -> Replicas:
-        """Some of the rows, as replicas that share their memory with these."""
+    def part(self, rows: slice | list[int]) -> Replicas:
+        """Some of the rows, as replicas: a slice of them shares its memory with these, others are copies."""
         part = copy.copy(self)
         part.x = self.x[rows]
         part.buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}

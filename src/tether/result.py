@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class Result:
         rounds: the number of rounds.
         messages: messages sent, by all workers together.
         bytes: bytes sent, by all workers together.
+        anchor: the center's model, of asynchronous methods.
     """
 
     rows: Float[Tensor, "r d"]
@@ -45,6 +46,7 @@ class Result:
     rounds: int
     messages: int
     bytes: int
+    anchor: Float[Tensor, "1 d"] | None = field(default=None, kw_only=True)
     _replicas: Replicas
     _workers: Workers
 
@@ -69,8 +71,8 @@ class Result:
         return best_worker(self.losses, self._workers)
 
     def center(self) -> nn.Module:
-        """The mean of the workers, buffers included. Every process asks."""
-        return center(self._replicas, self._workers)
+        """The mean of the workers, buffers included; the model at the center if there is one. Every process asks."""
+        return center(self._replicas, self._workers, self.anchor)
 
     def best(self) -> nn.Module:
         """The worker with the least training loss over its last batches. Every process asks."""
@@ -104,9 +106,10 @@ def best_worker(losses: Float[Tensor, " m"], workers: Workers) -> int:
     return int(contest(workers.present, losses).argmin())
 
 
-def center(replicas: Replicas, workers: Workers) -> nn.Module:
-    """The mean of the workers present, buffers included."""
-    return replicas.module({name: workers.mean(matrix).wait() for name, matrix in replicas.matrices().items()})
+def center(replicas: Replicas, workers: Workers, anchor: Float[Tensor, "1 d"] | None = None) -> nn.Module:
+    """The mean of the workers present, buffers included; or the model that a center has, with the mean of buffers."""
+    means = {name: workers.mean(matrix).wait() for name, matrix in replicas.matrices().items()}
+    return replicas.module(means if anchor is None else means | {"x": anchor})
 
 
 def best(replicas: Replicas, workers: Workers, losses: Float[Tensor, " m"]) -> nn.Module:

@@ -154,7 +154,9 @@ class Rounds:
         self.note(losses, torch.full((len(losses),), float(steps)))
         for part in [part for part, flight in self._flights.items() if flight.due == self.count]:
             self._land(part, self._flights.pop(part))
-        return self.starting
+        if (starting := self.starting) and not self._pace.exact:
+            self.close()  # who has been slow has not come to where the round before would land
+        return starting
 
     @property
     def starting(self) -> list[int]:
@@ -172,8 +174,6 @@ class Rounds:
 
     def send(self, part: int, lr: float) -> Message:
         """Start the round of a part of the method; without overlap, end it too. Returns what was sent."""
-        if part in self._flights:  # who has been slow is not yet where it would land
-            self._land(part, self._flights.pop(part))
         method, x, state = self.parts[part], self._x, self.states[part]
         losses = self.losses[:, -method.window :]
         step = Step(self.count, self.rounds[part], lr, losses, self._samples)
@@ -183,12 +183,12 @@ class Rounds:
         companions = {name: self.workers.mean(each.gather()) for name, each in self._companions().items()}
         self.rounds[part] += 1
         self._taken[part].zero_()
-        self._pace.passed(self._next[part])
-        self._next[part] += method.period
         if self.overlap:
             self._flights[part] = Flight(self.count + self.overlap, x.clone(), message, companions)
         else:
             self._land(part, Flight(self.count, x, message, companions))
+        self._pace.passed(self._next[part])
+        self._next[part] += method.period
         return message
 
     def join(self, part: int, lr: float) -> None:

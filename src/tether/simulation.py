@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tether.checkpoint import Checkpoints
 from tether.checks import check_choice, whole
-from tether.clock import Clock, Cluster
+from tether.clock import Clock
 from tether.data import Dataset, Feed
-from tether.engine import Engine, Evaluate
+from tether.engines import Buffers, Evaluate, Ingredients, OptimizerState, equal_batches
 from tether.gradients import Objective, Stepping, choose_way
 from tether.history import Record
 from tether.methods import Method
 from tether.processes import shared_out
-from tether.replicas import Replicas, blocks
-from tether.result import RECENT, Result
-from tether.rounds import Companion, Order, Rounds
-from tether.stepping import Block, OptimizerFactory, SchedulerFactory, check_dense, check_elementwise
-from tether.traffic import AllReduceKind, Traffic
-from tether.virtual_time import VirtualTime
-from tether.workers import Metered, Stacked, Workers
+from tether.replicas import Replicas
+from tether.result import Result
+from tether.rounds import Order
+from tether.stepping import OptimizerFactory, SchedulerFactory, check_dense, check_elementwise
+from tether.traffic import AllReduceKind
+from tether.triggers import Trigger
+from tether.workers import Stacked, Workers
 
-Buffers = Literal["average", "local"]
-OptimizerState = Literal["local", "average", "reset"]
 OnNonFinite = Literal["stop", "exclude"]
 
 
@@ -60,6 +56,7 @@ def simulate(
     on_progress: Callable[[int, float], None] = lambda count, loss: None,
     allreduce: AllReduceKind = "ring",
     clock: Clock | None = None,
+    trigger: Trigger | None = None,
     stepping: Stepping = "auto",
     block: int | None = None,
     processes: int = 1,
@@ -102,7 +99,11 @@ def simulate(
         on_progress: called every now and then with the number of local steps so far and the mean of the last losses.
         allreduce: how a mean travels, for the count of messages and for a clock: "ring" or "star".
         clock: how long steps and messages take on a cluster that need not exist. The history then says what the time
-            would be there for each worker, and how long it has waited; what is trained stays the same to the bit.
+            would be there for each worker, and how long it has waited. With rounds that all meet in after as many
+            steps, what is trained stays the same to the bit; otherwise it decides who does what when. Default for
+            asynchronous methods: all workers are equally fast, and messages take no time.
+        trigger: what starts rounds, if not a period of local steps of each worker: `TotalSteps` of all together, or
+            a `TimeWindow`. Workers then take as many steps as the clock leaves them time for, m x steps together.
         stepping: how gradients are computed: "stacked" rows (`torch.func.vmap`), the same "compiled" (twice as fast,
             but compiling takes up to a minute), one of the "rows" after the other, or "auto": by the model, the size of
             a step and how many there will be, never by the clock. The result is the same, but for rounding and for what
@@ -162,44 +163,29 @@ def simulate(
     def train(reach: Workers, replicas: Replicas, first: bool = True) -> Result:
         """Train these rows; what is said of the run is said in the first of several processes."""
         mine = reach.rows
-        batches, equal = None, _equal_batches(feed.sizes[mine], 2)
+        batches, equal = None, equal_batches(feed.sizes[mine], 2)
         if data is not None:
-            (batches, *_) = feed(slice(mine.start + equal[0].start, mine.start + equal[0].stop), 0)
+            (batches, *_) = feed(range(mine.start + equal[0].start, mine.start + equal[0].stop), 0)
         way = choose_way(stepping, block, replicas, model, objective, batches, steps)
-        spare: list[Tensor] = []
-        stepping_blocks = [
-            Block(replicas, rows, optimizer, scheduler, spare) for rows in _equal_batches(feed.sizes[mine], way.block)
-        ]
-        virtual = None if clock is None else VirtualTime(Cluster(clock, reach.size, seed))
-
-        def on_land(part: int) -> None:
-            if virtual:
-                virtual.land(part)
-            if optimizer_state == "reset":
-                for each in stepping_blocks:
-                    each.reset_optimizer()
-
-        metered = Metered(reach, allreduce, virtual.travel if virtual else _free)
-        rounds = Rounds(
-            method,
-            metered,
-            replicas.x,
-            overlap=overlap,
-            samples=None if feed.samples is None else feed.samples[mine],
-            window=RECENT,
-            companions=lambda: _companions(replicas, stepping_blocks, buffers, optimizer_state),
-            on_send=virtual.send if virtual else lambda part: None,
-            on_land=on_land,
-        )
-        engine = Engine(
+        run = Ingredients(
             method=method,
             workers=reach,
-            metered=metered,
             replicas=replicas,
             feed=feed,
-            blocks=stepping_blocks,
-            rounds=rounds,
             way=way,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            steps=steps,
+            seed=seed,
+            overlap=overlap,
+            buffers=buffers,
+            optimizer_state=optimizer_state,
+            allreduce=allreduce,
+            clock=clock,
+            trigger=trigger,
+        )
+        run.check()
+        engine = run.engine(
             mix_first=order == "mix-then-step",
             exclude=on_nonfinite == "exclude",
             evaluate=evaluate if first or evaluate is None else lambda module: {},
@@ -208,39 +194,9 @@ def simulate(
             checkpoint_every=checkpoint_every,
             on_record=on_record if first else lambda record: None,
             on_progress=on_progress if first else lambda count, loss: None,
-            seed=seed,
-            virtual=virtual,
         )
         return engine.run(steps)
 
     devices = [replicas.x.device] if replicas.x.device.type != "cpu" else []
     with torch.random.fork_rng(devices):
         return train(reach, replicas) if processes == 1 else shared_out(processes, replicas, train)
-
-
-def _companions(
-    replicas: Replicas, stepping_blocks: list[Block], buffers: Buffers, optimizer_state: OptimizerState
-) -> dict[str, Companion]:
-    """What is averaged beside X whenever a round lands, as it is now."""
-    averaged: dict[str, Companion] = {}
-    if buffers == "average":
-        averaged |= {f"buffer {name}": Companion([matrix]) for name, matrix in replicas.averaged_buffers().items()}
-    if optimizer_state == "average":
-        moments = [block.moments() for block in stepping_blocks]
-        averaged |= {f"optimizer {name}": Companion([each[name] for each in moments]) for name in moments[0]}
-    return averaged
-
-
-def _free(traffic: Traffic) -> None:
-    """What messages cost without a clock."""
-
-
-def _equal_batches(sizes: np.ndarray, block: int) -> list[slice]:
-    """Consecutive workers whose batches are of one size, at most so many at a time."""
-    result = []
-    first = 0
-    for _, run in groupby(sizes.tolist()):
-        length = len(list(run))
-        result += [slice(first + part.start, first + part.stop) for part in blocks(length, block)]
-        first += length
-    return result

@@ -15,11 +15,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tether.data import Feed
 from tether.gradients import Batch, Gradients
 from tether.replicas import Replicas
 
 OptimizerFactory: TypeAlias = Callable[[Any], torch.optim.Optimizer]
 SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer], Any]
+
+
+class RandomSteps:
+    """What a model draws (dropout): seeded by (seed, step, first worker of the block).
+
+    So it does not depend on when rounds or evaluations interrupt the steps.
+
+    Args:
+        seed: of the run.
+        device: where the model is.
+    """
+
+    def __init__(self, seed: int, device: torch.device):
+        self._run = seed
+        # On the CPU a hundred times faster than to seed every device there might be.
+        self._seed = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
+
+    def seed(self, step: int, worker: int) -> None:
+        """Before the gradients of this step, of a block that begins with this worker."""
+        self._seed(hash((self._run, step, worker)) & (2**63 - 1))
 
 
 class Block:
@@ -97,6 +118,82 @@ class Block:
         """Put the optimizer's state back to what it was before the first step."""
         first = {"state": copy.deepcopy(self._first_state), "param_groups": self.optimizer.state_dict()["param_groups"]}
         self.optimizer.load_state_dict(first)
+
+
+class Lockstep:
+    """Local steps of rows that all take the same number of them.
+
+    Args:
+        blocks: the rows, in blocks that step together.
+        gradients: computes gradients.
+        feed: what each worker takes its steps on.
+        first: the number of the worker whose row is the first.
+        random: seeds what the model draws.
+
+    Attributes:
+        count: local steps so far.
+    """
+
+    def __init__(self, blocks: Sequence[Block], gradients: Gradients, feed: Feed, first: int, random: RandomSteps):
+        self.blocks = blocks
+        self.count = 0
+        self._gradients, self._feed, self._first, self._random = gradients, feed, first, random
+        self._held = False
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return self.blocks[0].lr
+
+    def take(self, steps: int, hold: bool = False) -> Float[Tensor, "r steps"]:
+        """Take so many steps. Returns the losses in each.
+
+        Args:
+            steps: how many.
+            hold: whether the last of them has its gradients only; `finish` takes it.
+        """
+        losses = torch.empty(sum(len(block.x) for block in self.blocks), steps, dtype=torch.float64)
+        for block in self.blocks:
+            for step in range(steps):
+                losses[block.rows, step] = self._gradients_of(block, self.count + step)
+                if not (hold and step == steps - 1):
+                    block.update()
+            if not hold:
+                block.release()
+        self.count += steps
+        self._held = hold
+        return losses
+
+    def finish(self) -> bool:
+        """Take the step whose gradients are there, if one was held. Returns whether."""
+        held, self._held = self._held, False
+        for block in self.blocks if held else ():
+            block.update()
+            block.release()
+        return held
+
+    def moments(self) -> list[dict[str, Float[Tensor, "rows d"]]]:
+        """The optimizers' state that has a value a parameter, by blocks."""
+        return [block.moments() for block in self.blocks]
+
+    def reset_optimizer(self) -> None:
+        """Put the optimizers' state back to what it was before the first step."""
+        for block in self.blocks:
+            block.reset_optimizer()
+
+    def state(self) -> tuple[dict[str, Float[Tensor, "r d"]], dict[str, Any]]:
+        """The optimizers' and schedulers' state: moments as rows, and the rest."""
+        return optimizer_state(self.blocks)
+
+    def load(self, count: int, moments: Mapping[str, Float[Tensor, "r d"]], rest: Mapping[str, Any]) -> None:
+        """Go on from a `state` after so many steps."""
+        self.count = count
+        load_optimizer_state(self.blocks, moments, rest)
+
+    def _gradients_of(self, block: Block, step: int) -> Float[Tensor, " rows"]:
+        workers = range(self._first + block.rows.start, self._first + block.rows.stop)
+        self._random.seed(step, workers.start)
+        return block.gradients(self._gradients, self._feed(workers, step))
 
 
 def optimizer_state(blocks: Sequence[Block]) -> tuple[dict[str, Float[Tensor, "r d"]], dict[str, Any]]:

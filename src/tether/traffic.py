@@ -7,6 +7,7 @@ The counts are Cooperative SGD's table 3 without its rounding, and count what is
     exchange           one message for every ordered pair of neighbours
     gather             everyone's value to everyone
     broadcast          the leader's row to n-1 workers
+    visit              a row to the center and one back; none from the worker in whose process it is
 
 An all-reduce moves as many bytes either way; a ring spreads them evenly while a star's hub sends half of them.
 """
@@ -114,6 +115,29 @@ class Exchange:
     @property
     def bytes(self) -> int:
         """Bytes sent, by all together."""
+        return self.messages * self.size
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A worker's message to the center, which is in the first worker's process, and the reply.
+
+    Attributes:
+        worker: whose.
+        size: bytes of each.
+    """
+
+    worker: int
+    size: int
+
+    @property
+    def messages(self) -> int:
+        """Messages sent, by both together."""
+        return 2 if self.worker else 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes sent, by both together."""
         return self.messages * self.size
 
 

@@ -128,6 +128,26 @@ class TotalPace:
         """See `Pace.passed`."""
 
 
+class GivenPace:
+    """What someone else says: a simulation that knows when rounds are due.
+
+    Args:
+        by_steps: whether means weigh workers by their steps.
+    """
+
+    exact = False
+
+    def __init__(self, by_steps: bool):
+        self.by_steps = by_steps
+        self.now: float = 0
+
+    def advance(self, steps: int) -> None:
+        """See `Pace.advance`."""
+
+    def passed(self, due: float) -> None:
+        """See `Pace.passed`."""
+
+
 class WindowPace:
     """Time since the round before, after what it was due at.
 

@@ -47,6 +47,23 @@ class VirtualTime:
             self.now += seconds
             self.computed += seconds
 
+    def step(self, worker: int, begin: float, end: float) -> None:
+        """A worker takes one local step; until it begins it waits."""
+        self.waited[worker] += begin - self.now[worker]
+        self.computed[worker] += end - begin
+        self.now[worker] = end
+
+    def wait(self, until: Float[np.ndarray, " m"]) -> None:
+        """Whoever is not there yet waits until then."""
+        until = np.maximum(self.now, until)
+        self.waited += until - self.now
+        self.now = until
+
+    @property
+    def latest(self) -> Float[np.ndarray, " m"]:
+        """When each worker has what is on its way; the beginning of time if nothing is."""
+        return np.max(list(self._flights.values()), axis=0, initial=0.0) if self._flights else np.zeros(len(self.now))
+
     def send(self, part: int) -> None:
         """A round of this part of a method begins; `travel` says what it sends."""
         self._part = part
@@ -59,9 +76,7 @@ class VirtualTime:
 
     def land(self, part: int) -> None:
         """The round of this part lands: whoever has not got what it needs waits for it."""
-        until = np.maximum(self.now, self._flights.pop(part))
-        self.waited += until - self.now
-        self.now = until
+        self.wait(self._flights.pop(part))
 
     def times(self, present: Bool[np.ndarray, " m"]) -> Times:
         """A copy, of the workers who are present."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -45,21 +47,22 @@ class Feed:
             self._batches = Batches(shards, batch_size)
             self.samples, self.sizes = torch.tensor(shards.sizes, dtype=torch.float64), self._batches.sizes
 
-    def __call__(self, rows: slice, step: int) -> list[tuple[Tensor, ...] | None]:
-        """What these workers, whose batches are of one size, take step number `step` (from 0) on."""
+    def __call__(self, workers: Sequence[int], step: int | Sequence[int]) -> list[tuple[Tensor, ...] | None]:
+        """What these workers, whose batches are of one size, take step number `step` (from 0), or each its own, on."""
         if self._batches is None:
             return [None] * self.accumulate
-        numbers = range(step * self.accumulate, (step + 1) * self.accumulate)
-        return [self._batch(rows, number) for number in numbers]
+        steps = [step] * len(workers) if isinstance(step, int) else step
+        numbers = ([step * self.accumulate + part for step in steps] for part in range(self.accumulate))
+        return [self._batch(workers, each) for each in numbers]
 
-    def _batch(self, rows: slice, number: int) -> tuple[Tensor, ...]:
+    def _batch(self, workers: Sequence[int], numbers: Sequence[int]) -> tuple[Tensor, ...]:
         assert self._batches is not None
-        indices = torch.from_numpy(self._batches.indices(rows, number))
+        indices = torch.from_numpy(self._batches.indices(workers, numbers))
         batch = tuple(_samples(t, indices.to(t.device)) for t in self._tensors)
         if self._augmentation is None:
             return batch
-        workers = range(rows.start, rows.stop)
-        return self._augmentation(batch, [np.random.default_rng((self._seed, w, number, 0xA6)) for w in workers])
+        pairs = zip(workers, numbers, strict=True)
+        return self._augmentation(batch, [np.random.default_rng((self._seed, *pair, 0xA6)) for pair in pairs])
 
 
 def _samples(samples: Tensor, indices: Tensor) -> Tensor:

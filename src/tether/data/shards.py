@@ -110,9 +110,14 @@ class Batches:
         self.sizes = shards.sizes if batch_size is None else np.full(len(shards.sizes), batch_size)
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
-    def indices(self, workers: slice, number: int) -> np.ndarray:
-        """The samples in batch `number` (from 0) of workers whose batches are of one size, `[workers, batch]`."""
-        return np.stack([self._batch(worker, number) for worker in range(workers.start, workers.stop)])
+    def indices(self, workers: Sequence[int], number: int | Sequence[int]) -> np.ndarray:
+        """The samples in batch `number` (from 0), or of each its own, of workers whose batches are of one size.
+
+        Returns:
+            `[workers, batch]`.
+        """
+        numbers = [number] * len(workers) if isinstance(number, int) else number
+        return np.stack([self._batch(*pair) for pair in zip(workers, numbers, strict=True)])
 
     def _batch(self, worker: int, number: int) -> np.ndarray:
         if self._whole:

@@ -12,12 +12,14 @@ from tether.workers.base import (
     contest,
     land,
 )
+from tether.workers.center import Center, Visit, Visitor
 from tether.workers.meter import Metered
 from tether.workers.ranks import Ranks
 from tether.workers.stacked import Stacked
 
 __all__ = [
     "Arrived",
+    "Center",
     "CenterWorkers",
     "Message",
     "Metered",
@@ -25,6 +27,8 @@ __all__ = [
     "Ranks",
     "Received",
     "Stacked",
+    "Visit",
+    "Visitor",
     "Weighted",
     "Workers",
     "check_groups",

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tether.traffic import AllReduce, AllReduceKind, Broadcast, Exchange, Gather, Traffic
+from tether.traffic import AllReduce, AllReduceKind, Broadcast, Exchange, Gather, Traffic, Visit
 from tether.workers.base import Pending, Workers, check_groups
 
 
@@ -61,12 +61,12 @@ class Metered:
     ) -> Pending:
         """See `Workers.mean`."""
         for members in self._groups(within):
-            self._count(AllReduce(members, _row_bytes(x), self.allreduce))
+            self._send(AllReduce(members, _row_bytes(x), self.allreduce))
         return self.workers.mean(x, weights=weights, within=within)
 
     def mix(self, x: Float[Tensor, "r k"], weights: Float[Tensor, "m m"]) -> Pending:
         """See `Workers.mix`."""
-        self._count(Exchange(*_links(weights, self.present), _row_bytes(x)))
+        self._send(Exchange(*_links(weights, self.present), _row_bytes(x)))
         return self.workers.mix(x, weights)
 
     def best(
@@ -74,14 +74,14 @@ class Metered:
     ) -> dict[str, Pending | Tensor]:
         """See `Workers.best`."""
         for members in self._groups(within):
-            self._count(Gather(members, loss.element_size()))
-            self._count(Broadcast(members, _row_bytes(x)))
+            self._send(Gather(members, loss.element_size()))
+            self._send(Broadcast(members, _row_bytes(x)))
         return self.workers.best(x, loss, within=within)
 
     def gather(self, values: Float[Tensor, " r"]) -> Float[Tensor, " m"]:
         """See `Workers.gather`."""
         (members,) = self._groups(None)
-        self._count(Gather(members, values.element_size()))
+        self._send(Gather(members, values.element_size()))
         return self.workers.gather(values)
 
     def exclude(self, worker: int) -> None:
@@ -96,9 +96,13 @@ class Metered:
         members = (start + group.nonzero().flatten().numpy() for start, group in zip(first, groups, strict=True))
         return [each for each in members if len(each)]
 
-    def _count(self, traffic: Traffic) -> None:
+    def count(self, traffic: Traffic | Visit) -> None:
+        """Count something that is sent by other ways than these."""
         self.messages += traffic.messages
         self.bytes += traffic.bytes
+
+    def _send(self, traffic: Traffic) -> None:
+        self.count(traffic)
         self._on_traffic(traffic)
 
 

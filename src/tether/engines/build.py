@@ -1,0 +1,204 @@
+"""The engine that suits a run: which one, and what it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from tether.clock import Clock, Cluster
+from tether.data import Feed
+from tether.engines.base import Engine
+from tether.engines.together import Together
+from tether.engines.triggered import Triggered
+from tether.engines.visiting import Visiting
+from tether.gradients import Way
+from tether.methods import CenterMethod, Method
+from tether.replicas import Replicas, blocks
+from tether.result import RECENT
+from tether.rounds import Companion, Rounds
+from tether.stepping import Block, Lockstep, OptimizerFactory, RandomSteps, SchedulerFactory
+from tether.strides import Strides
+from tether.traffic import AllReduceKind, Traffic
+from tether.triggers import GivenPace, TimeWindow, Trigger
+from tether.trips import Trips
+from tether.turns import Turns
+from tether.virtual_time import VirtualTime
+from tether.workers import Center, Metered, Stacked, Visitor, Workers
+
+Buffers = Literal["average", "local"]
+OptimizerState = Literal["local", "average", "reset"]
+
+EVENLY = Clock(step=1.0)
+"""Asynchronous workers without a clock: equally fast, with messages that take no time."""
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What goes into a run; see `tether.simulate`."""
+
+    method: Method
+    workers: Workers
+    replicas: Replicas
+    feed: Feed
+    way: Way
+    optimizer: OptimizerFactory
+    scheduler: SchedulerFactory | None
+    steps: int
+    seed: int
+    overlap: int
+    buffers: Buffers
+    optimizer_state: OptimizerState
+    allreduce: AllReduceKind
+    clock: Clock | None
+    trigger: Trigger | None
+
+    def engine(self, **common: Any) -> Engine:
+        """The engine of the run; `common` is what all kinds of engines take besides."""
+        common |= {"method": self.method, "workers": self.workers, "replicas": self.replicas, "way": self.way}
+        if isinstance(self.method, CenterMethod):
+            return self._visiting(self.method, common)
+        return self._together(common) if self.trigger is None else self._triggered(self.trigger, common)
+
+    def check(self) -> None:
+        """Raise `ValueError` if these do not suit one another."""
+        apart = isinstance(self.method, CenterMethod) or self.trigger is not None
+        name = type(self.method).__name__ if isinstance(self.method, CenterMethod) else f"trigger={self.trigger}"
+        if isinstance(self.method, CenterMethod) and self.trigger is not None:
+            raise ValueError(f"trigger={self.trigger}: {name} has no rounds in which workers meet; leave it away")
+        if apart and not isinstance(self.workers, Stacked):
+            raise ValueError(f"{name}: workers that run at their own speeds are simulated in one process")
+        if self.trigger is not None and self.clock is None:
+            raise ValueError(
+                f"{name}: how many steps each worker takes depends on how long they take; give a clock, such as "
+                "clock=tether.Clock(step=0.1, speeds=(1, 1, 0.5))"
+            )
+        if isinstance(self.method, CenterMethod) and self.optimizer_state == "average":
+            raise ValueError(f"optimizer_state='average': workers of {name} do not meet; take 'local' or 'reset'")
+
+    def _together(self, common: dict[str, Any]) -> Engine:
+        mine = self.workers.rows
+        spare: list[Tensor] = []
+        stepped = [
+            Block(self.replicas, rows, self.optimizer, self.scheduler, spare)
+            for rows in equal_batches(self.feed.sizes[mine], self.way.block)
+        ]
+        local = Lockstep(stepped, self.way.gradients, self.feed, mine.start, self._random)
+        virtual = None if self.clock is None else VirtualTime(self._cluster(self.clock))
+        metered = self._metered(virtual)
+
+        def on_land(part: int) -> None:
+            if virtual:
+                virtual.land(part)
+            if self.optimizer_state == "reset":
+                local.reset_optimizer()
+
+        rounds = Rounds(
+            self.method,
+            metered,
+            self.replicas.x,
+            overlap=self.overlap,
+            samples=None if self.feed.samples is None else self.feed.samples[mine],
+            window=RECENT,
+            companions=lambda: self._companions(local),
+            on_send=virtual.send if virtual else lambda part: None,
+            on_land=on_land,
+        )
+        return Together(metered=metered, local=local, rounds=rounds, virtual=virtual, **common)
+
+    def _triggered(self, trigger: Trigger, common: dict[str, Any]) -> Engine:
+        assert self.clock is not None
+        cluster = self._cluster(self.clock)
+        virtual = VirtualTime(cluster)
+        local, metered = self._strides(), self._metered(virtual)
+        pace = GivenPace(by_steps=isinstance(trigger, TimeWindow) and trigger.by_steps)
+
+        def on_land(part: int) -> None:
+            virtual.land(part)
+            if self.optimizer_state == "reset":
+                local.reset_optimizer(range(self.workers.size))
+
+        rounds = Rounds(
+            self.method,
+            metered,
+            self.replicas.x,
+            overlap=self.overlap,
+            samples=self.feed.samples,
+            window=RECENT,
+            companions=lambda: self._companions(local),
+            pace=pace,
+            on_send=virtual.send,
+            on_land=on_land,
+        )
+        turns = Turns(virtual, cluster, trigger, self.overlap, self.steps)
+        return Triggered(metered=metered, local=local, rounds=rounds, pace=pace, turns=turns, virtual=virtual, **common)
+
+    def _visiting(self, method: CenterMethod, common: dict[str, Any]) -> Engine:
+        m, x = self.workers.size, self.replicas.x
+        local = self._strides()
+        center = Center(method.init_center(self.workers.mean(x).wait(), m), method.serve, m)
+        visitors = [Visitor(center, worker, m) for worker in range(m)]
+
+        def rounds_of(worker: int) -> Rounds:
+            return Rounds(
+                method,
+                visitors[worker],
+                x[worker : worker + 1],
+                overlap=self.overlap,
+                window=RECENT,
+                on_land=lambda part: local.reset_optimizer([worker]) if self.optimizer_state == "reset" else None,
+            )
+
+        cluster = self._cluster(self.clock or EVENLY)
+        return Visiting(
+            metered=self._metered(None),
+            local=local,
+            center=center,
+            visitors=visitors,
+            rounds=[rounds_of(worker) for worker in range(m)],
+            trips=Trips(cluster, method.period, self.overlap, self.steps, x[0].nbytes),
+            timed=self.clock is not None,
+            **common,
+        )
+
+    def _cluster(self, clock: Clock) -> Cluster:
+        return Cluster(clock, self.workers.size, self.seed)
+
+    def _metered(self, virtual: VirtualTime | None) -> Metered:
+        return Metered(self.workers, self.allreduce, virtual.travel if virtual else _free)
+
+    def _strides(self) -> Strides:
+        return Strides(self.replicas, self.way, self.feed, self.optimizer, self.scheduler, self._random)
+
+    @property
+    def _random(self) -> RandomSteps:
+        return RandomSteps(self.seed, self.replicas.x.device)
+
+    def _companions(self, local: Lockstep | Strides) -> dict[str, Companion]:
+        """What is averaged beside X whenever a round lands, as it is now."""
+        averaged: dict[str, Companion] = {}
+        if self.buffers == "average":
+            matrices = self.replicas.averaged_buffers()
+            averaged |= {f"buffer {name}": Companion([matrix]) for name, matrix in matrices.items()}
+        if self.optimizer_state == "average":
+            moments = local.moments()
+            averaged |= {f"optimizer {name}": Companion([each[name] for each in moments]) for name in moments[0]}
+        return averaged
+
+
+def _free(traffic: Traffic) -> None:
+    """What messages cost without a clock."""
+
+
+def equal_batches(sizes: np.ndarray, block: int) -> list[slice]:
+    """Consecutive workers whose batches are of one size, at most so many at a time."""
+    result = []
+    first = 0
+    for _, run in groupby(sizes.tolist()):
+        length = len(list(run))
+        result += [slice(first + part.start, first + part.stop) for part in blocks(length, block)]
+        first += length
+    return result
