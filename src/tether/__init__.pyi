@@ -25,6 +25,7 @@ from .methods import Method as Method
 from .methods import MultiLeaderLSGD as MultiLeaderLSGD
 from .methods import Step as Step
 from .methods import SyncSGD as SyncSGD
+from .replay import replay as replay
 from .replicas import Replicas as Replicas
 from .result import NonFiniteLossError as NonFiniteLossError
 from .result import Result as Result

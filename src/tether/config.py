@@ -70,6 +70,7 @@ class Config(BaseModel):
     evaluate_every: int | None = Field(None, ge=1, description="local steps between evaluations; default: at the end")
     checkpoint_every: int = Field(1000, ge=1, description="local steps between checkpoints, of a run with a folder")
     allreduce: Literal["ring", "star"] = "ring"
+    trigger: Choice | None = Field(None, description="what starts rounds: 'total-steps', or 'time-window' with seconds")
     clock: dict[str, Any] | None = Field(None, description="how long steps and messages take: `tether.Clock`'s")
     stepping: Literal["auto", "stacked", "compiled", "rows"] = "auto"
     processes: int = Field(1, ge=1, description="processes of this machine that share the simulated workers")

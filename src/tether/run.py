@@ -16,8 +16,9 @@ from tether.checks import nearest
 from tether.clock import Clock
 from tether.config import Config, ConfigError, choose, maker
 from tether.data import DATASETS, PARTITIONS, Dataset, holdings
+from tether.engines import check_pace
 from tether.history import Record
-from tether.methods import METHODS, Method
+from tether.methods import METHODS, CenterMethod, Method
 from tether.models import LOSSES, MODELS, OBJECTIVES
 from tether.result import NonFiniteLossError, Result
 from tether.rounds import Rounds
@@ -25,6 +26,7 @@ from tether.run_folder import RunFolder
 from tether.simulation import simulate
 from tether.tensorboard import TensorBoard
 from tether.topology import TOPOLOGIES
+from tether.triggers import TRIGGERS, Trigger
 from tether.workers import Ranks, Stacked
 
 
@@ -96,6 +98,7 @@ def run(
             on_nonfinite=config.on_nonfinite,
             allreduce=config.allreduce,
             clock=load_clock(config),
+            trigger=load_trigger(config),
             stepping=config.stepping,
             processes=config.processes,
             checkpoints=folder.checkpoints if folder else None,
@@ -244,11 +247,20 @@ def load_clock(config: Config) -> Clock | None:
     return clock
 
 
+def load_trigger(config: Config) -> Trigger | None:
+    """The trigger that the config describes, if it has one."""
+    return None if config.trigger is None else choose(config.trigger, TRIGGERS, "trigger")
+
+
 def check(config: Config, name: str) -> None:
     """Raise `ConfigError` if a method does not suit the config's workers or overlap; before anything is run."""
-    workers = Stacked(config.workers)
+    workers, x = Stacked(config.workers), torch.zeros(config.workers, 1)
+    method = load_method(config, name)
     try:
-        Rounds(load_method(config, name), workers, torch.zeros(workers.size, 1), overlap=config.overlap)
+        Rounds(method, workers, x, overlap=config.overlap)
+        if isinstance(method, CenterMethod):
+            method.init_center(x[:1], workers.size)
+        check_pace(method, load_trigger(config), config.optimizer_state, config.clock, config.processes)
     except ConfigError:
         raise
     except ValueError as error:

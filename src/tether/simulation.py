@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tether.arrivals import Arrivals
 from tether.checkpoint import Checkpoints
 from tether.checks import check_choice, whole
 from tether.clock import Clock
 from tether.data import Dataset, Feed
-from tether.engines import Buffers, Evaluate, Ingredients, OptimizerState, equal_batches
+from tether.engines import Buffers, Evaluate, Ingredients, OptimizerState, check_pace, equal_batches
 from tether.gradients import Objective, Stepping, choose_way
 from tether.history import Record
 from tether.methods import Method
@@ -55,7 +56,7 @@ def simulate(
     on_record: Callable[[Record], None] = lambda record: None,
     on_progress: Callable[[int, float], None] = lambda count, loss: None,
     allreduce: AllReduceKind = "ring",
-    clock: Clock | None = None,
+    clock: Clock | Arrivals | None = None,
     trigger: Trigger | None = None,
     stepping: Stepping = "auto",
     block: int | None = None,
@@ -101,7 +102,7 @@ def simulate(
         clock: how long steps and messages take on a cluster that need not exist. The history then says what the time
             would be there for each worker, and how long it has waited. With rounds that all meet in after as many
             steps, what is trained stays the same to the bit; otherwise it decides who does what when. Default for
-            asynchronous methods: all workers are equally fast, and messages take no time.
+            asynchronous methods: all workers are equally fast, and messages take no time. (`replay` gives a log.)
         trigger: what starts rounds, if not a period of local steps of each worker: `TotalSteps` of all together, or
             a `TimeWindow`. Workers then take as many steps as the clock leaves them time for, m x steps together.
         stepping: how gradients are computed: "stacked" rows (`torch.func.vmap`), the same "compiled" (twice as fast,
@@ -150,6 +151,7 @@ def simulate(
         raise ValueError(
             f"processes={processes} share simulated workers: give their number, not {type(reach).__name__}"
         )
+    check_pace(method, trigger, optimizer_state, clock, processes)
     if start is not None and len(start) != reach.size:
         raise ValueError(f"start has {len(start)} rows for {reach.size} workers: give one a worker")
     if clock is not None:
@@ -184,7 +186,6 @@ def simulate(
             clock=clock,
             trigger=trigger,
         )
-        run.check()
         engine = run.engine(
             mix_first=order == "mix-then-step",
             exclude=on_nonfinite == "exclude",

@@ -51,6 +51,9 @@ class TimeWindow:
 
 Trigger: TypeAlias = "TotalSteps | TimeWindow"
 
+TRIGGERS: dict[str, type[TotalSteps | TimeWindow]] = {"total-steps": TotalSteps, "time-window": TimeWindow}
+"""By the names that configs use."""
+
 
 @runtime_checkable
 class Pace(Protocol):

@@ -1,12 +1,13 @@
 """When workers visit a center, by a clock: their messages take time to get there, and so do the replies.
 
-Nothing here depends on what is trained, so a run that goes on from a checkpoint finds its place by counting visits.
+Nothing here depends on what is trained, so all of it is worked out before, and a run that goes on from a checkpoint
+finds its place by counting visits.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from array import array
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
@@ -21,11 +22,11 @@ SEND, ARRIVE = 0, 1
 
 @runtime_checkable
 class Visits(Protocol):
-    """The visits of m workers to a center, in the order in which their messages arrive; to be iterated over once.
+    """The visits of m workers to a center, in the order in which their messages arrive.
 
     Attributes:
-        last: `[m]`, local steps that each worker is certain to take, its next visit included if there is one.
-        ends: `[m]`, when each worker is done; known when all visits have been.
+        last: `[m]`, local steps that each worker takes in all.
+        ends: `[m]`, when it has taken them, and what it has sent has come back.
         budget: local steps of all workers together after which nobody begins another.
     """
 
@@ -55,7 +56,7 @@ class Trips:
 
     def __init__(self, cluster: Cluster, period: int, overlap: int, steps: int, size: int):
         m = cluster.workers
-        self.last: Int[np.ndarray, " m"] = np.full(m, period)
+        self.last: Int[np.ndarray, " m"] = np.zeros(m, dtype=np.int64)
         self.ends: Float[np.ndarray, " m"] = np.zeros(m)
         self._cluster, self._period, self._overlap, self._size = cluster, period, overlap, size
         self.budget = m * steps
@@ -69,33 +70,28 @@ class Trips:
         self._begins, self._ends = (np.full((m, period), np.inf) for _ in range(2))
         self._sent = np.zeros(m)
         self._heap: list[tuple[float, int, int]] = []
-        self._closing = self._closed = False
+        self._closed = False
+        # All visits there will be, as numbers: objects would take ten times the memory.
+        self._numbers, self._times = array("q"), array("d")
         for worker in range(m):
             self._compute(worker, 0.0, period)
             self._plan_send(worker, 0.0)
+        self._run()
 
     def __iter__(self) -> Iterator[Trip]:
-        ahead: deque[Trip] = deque()
-        coming = self._run()
-        while True:
-            trip = None if self._closing or self.last.sum() > self.budget else next(coming, None)
-            if trip:
-                ahead.append(trip)
-            if not self._closing and self.last.sum() > self.budget:
-                # There may be no time for all that is planned: what is left is worked out before anyone trains for it.
-                self._closing = True
-                ahead.extend(coming)
-            if not ahead:
-                return
-            yield ahead.popleft()
+        for trip in range(len(self._numbers) // 2):
+            worker, step = self._numbers[2 * trip : 2 * trip + 2]
+            sent, arrived, replied, resumed, waited = self._times[5 * trip : 5 * trip + 5]
+            yield Trip(worker, step, sent, arrived, replied, resumed, waited)
 
-    def _run(self) -> Iterator[Trip]:
+    def _run(self) -> None:
+        planned = len(self.last) * self._period
         while self._heap:
             now, worker, kind = heapq.heappop(self._heap)
-            if self._closing and not self._closed and self._before.sum() + (self._ends <= now).sum() >= self.budget:
+            if planned >= self.budget and not self._closed and self._taken(now) >= self.budget:
                 self._close()
             if kind == SEND:
-                if self._before[worker] + self._period > self.last[worker]:
+                if self._closed and self._before[worker] + self._period > self.last[worker]:
                     continue  # there is no time for the rest of this period
                 heapq.heappush(self._heap, (self._lines.carry(worker, 0, now, self._size), worker, ARRIVE))
                 self._sent[worker] = now
@@ -112,10 +108,15 @@ class Trips:
                 if not self._closed:
                     self._compute(worker, resumed, self._period - self._overlap)
                     self._plan_send(worker, resumed)
-                    self.last[worker] = self._before[worker] + self._period
+                    planned += self._period
                 else:
                     self.ends[worker] = max(self.ends[worker], replied)
-                yield Trip(worker, int(self._before[worker]), sent, now, replied, resumed, resumed - ready)
+                self._numbers.extend((worker, int(self._before[worker])))
+                self._times.extend((sent, now, replied, resumed, resumed - ready))
+
+    def _taken(self, now: float) -> int:
+        """Local steps that all workers together have taken by now."""
+        return int(self._before.sum() + (self._ends <= now).sum())
 
     def _compute(self, worker: int, now: float, steps: int) -> None:
         """The worker takes so many more steps, from now on."""

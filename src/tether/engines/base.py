@@ -196,12 +196,12 @@ class Engine(ABC):
         buffers = {name: buffer.clone() for name, buffer in self.replicas.buffers.items()}
         self.good = copy, buffers, self.count
 
-    def _check_finite(self, rows: Sequence[int], losses: Sequence[Float[Tensor, " n"]] | Tensor | None = None) -> None:
+    def _check_finite(self, rows: Sequence[int], losses: Sequence[Tensor] | Tensor | None = None) -> None:
         """Stop at, or exclude, workers whose loss in their last steps or whose model is not finite.
 
         Args:
             rows: which of this process's are looked at.
-            losses: of each of them, in the steps since it was last looked at. Default: no steps.
+            losses: of each of them `[n]`, in the steps since it was last looked at. Default: no steps.
         """
         x = self.replicas.x
         whole = len(rows) == len(x)

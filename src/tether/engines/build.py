@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from tether.arrivals import Arrivals, LoggedTurns, LoggedVisits
 from tether.clock import Clock, Cluster
 from tether.data import Feed
 from tether.engines.base import Engine
@@ -24,13 +25,34 @@ from tether.stepping import Block, Lockstep, OptimizerFactory, RandomSteps, Sche
 from tether.strides import Strides
 from tether.traffic import AllReduceKind, Traffic
 from tether.triggers import GivenPace, TimeWindow, Trigger
-from tether.trips import Trips
+from tether.trips import Trips, Visits
 from tether.turns import Turns
 from tether.virtual_time import VirtualTime
-from tether.workers import Center, Metered, Stacked, Visitor, Workers
+from tether.workers import Center, Metered, Visitor, Workers
 
 Buffers = Literal["average", "local"]
 OptimizerState = Literal["local", "average", "reset"]
+
+
+def check_pace(
+    method: Method, trigger: Trigger | None, optimizer_state: OptimizerState, clock: object, processes: int
+) -> None:
+    """Raise `ValueError` if a method, a trigger and what else decides who meets whom do not suit one another."""
+    name = type(method).__name__
+    if isinstance(method, CenterMethod) and trigger is not None:
+        raise ValueError(f"trigger={trigger}: {name} has no rounds in which workers meet; leave it away")
+    if isinstance(method, CenterMethod) and optimizer_state == "average":
+        raise ValueError(f"optimizer_state='average': workers of {name} do not meet; take 'local' or 'reset'")
+    if trigger is not None and clock is None:
+        raise ValueError(
+            f"trigger={trigger}: how many steps each worker takes depends on how long they take; give a clock, such as "
+            "tether.Clock(step=0.1, speeds=(1, 1, 0.5))"
+        )
+    if processes > 1 and (isinstance(method, CenterMethod) or trigger is not None):
+        raise ValueError(
+            f"processes={processes}: simulated workers that run at their own speeds share one process; take processes=1"
+        )
+
 
 EVENLY = Clock(step=1.0)
 """Asynchronous workers without a clock: equally fast, with messages that take no time."""
@@ -53,7 +75,7 @@ class Ingredients:
     buffers: Buffers
     optimizer_state: OptimizerState
     allreduce: AllReduceKind
-    clock: Clock | None
+    clock: Clock | Arrivals | None
     trigger: Trigger | None
 
     def engine(self, **common: Any) -> Engine:
@@ -63,22 +85,6 @@ class Ingredients:
             return self._visiting(self.method, common)
         return self._together(common) if self.trigger is None else self._triggered(self.trigger, common)
 
-    def check(self) -> None:
-        """Raise `ValueError` if these do not suit one another."""
-        apart = isinstance(self.method, CenterMethod) or self.trigger is not None
-        name = type(self.method).__name__ if isinstance(self.method, CenterMethod) else f"trigger={self.trigger}"
-        if isinstance(self.method, CenterMethod) and self.trigger is not None:
-            raise ValueError(f"trigger={self.trigger}: {name} has no rounds in which workers meet; leave it away")
-        if apart and not isinstance(self.workers, Stacked):
-            raise ValueError(f"{name}: workers that run at their own speeds are simulated in one process")
-        if self.trigger is not None and self.clock is None:
-            raise ValueError(
-                f"{name}: how many steps each worker takes depends on how long they take; give a clock, such as "
-                "clock=tether.Clock(step=0.1, speeds=(1, 1, 0.5))"
-            )
-        if isinstance(self.method, CenterMethod) and self.optimizer_state == "average":
-            raise ValueError(f"optimizer_state='average': workers of {name} do not meet; take 'local' or 'reset'")
-
     def _together(self, common: dict[str, Any]) -> Engine:
         mine = self.workers.rows
         spare: list[Tensor] = []
@@ -87,7 +93,7 @@ class Ingredients:
             for rows in equal_batches(self.feed.sizes[mine], self.way.block)
         ]
         local = Lockstep(stepped, self.way.gradients, self.feed, mine.start, self._random)
-        virtual = None if self.clock is None else VirtualTime(self._cluster(self.clock))
+        virtual = None if self.clock is None else VirtualTime(self._cluster)
         metered = self._metered(virtual)
 
         def on_land(part: int) -> None:
@@ -110,8 +116,7 @@ class Ingredients:
         return Together(metered=metered, local=local, rounds=rounds, virtual=virtual, **common)
 
     def _triggered(self, trigger: Trigger, common: dict[str, Any]) -> Engine:
-        assert self.clock is not None
-        cluster = self._cluster(self.clock)
+        cluster = self._cluster
         virtual = VirtualTime(cluster)
         local, metered = self._strides(), self._metered(virtual)
         pace = GivenPace(by_steps=isinstance(trigger, TimeWindow) and trigger.by_steps)
@@ -133,8 +138,11 @@ class Ingredients:
             on_send=virtual.send,
             on_land=on_land,
         )
+        common |= {"metered": metered, "local": local, "rounds": rounds, "pace": pace, "virtual": virtual}
+        if isinstance(self.clock, Arrivals):
+            return Triggered(turns=LoggedTurns(self.clock), timed=False, **common)
         turns = Turns(virtual, cluster, trigger, self.overlap, self.steps)
-        return Triggered(metered=metered, local=local, rounds=rounds, pace=pace, turns=turns, virtual=virtual, **common)
+        return Triggered(turns=turns, timed=True, **common)
 
     def _visiting(self, method: CenterMethod, common: dict[str, Any]) -> Engine:
         m, x = self.workers.size, self.replicas.x
@@ -152,19 +160,26 @@ class Ingredients:
                 on_land=lambda part: local.reset_optimizer([worker]) if self.optimizer_state == "reset" else None,
             )
 
-        cluster = self._cluster(self.clock or EVENLY)
+        rounds = [rounds_of(worker) for worker in range(m)]
+        trips: Visits
+        if isinstance(self.clock, Arrivals):
+            trips = LoggedVisits(self.clock)
+        else:
+            trips = Trips(self._cluster, method.period, self.overlap, self.steps, x[0].nbytes)
         return Visiting(
             metered=self._metered(None),
             local=local,
             center=center,
             visitors=visitors,
-            rounds=[rounds_of(worker) for worker in range(m)],
-            trips=Trips(cluster, method.period, self.overlap, self.steps, x[0].nbytes),
-            timed=self.clock is not None,
+            rounds=rounds,
+            trips=trips,
+            timed=isinstance(self.clock, Clock),
             **common,
         )
 
-    def _cluster(self, clock: Clock) -> Cluster:
+    @property
+    def _cluster(self) -> Cluster:
+        clock = self.clock if isinstance(self.clock, Clock) else EVENLY
         return Cluster(clock, self.workers.size, self.seed)
 
     def _metered(self, virtual: VirtualTime | None) -> Metered:

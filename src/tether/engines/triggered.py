@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tether.arrivals import LoggedTurns
 from tether.engines.apart import Apart
 from tether.engines.base import leader
 from tether.history import Times
@@ -25,8 +26,9 @@ class Triggered(Apart):
 
     rounds: Rounds
     pace: GivenPace
-    turns: Turns
+    turns: Turns | LoggedTurns
     virtual: VirtualTime
+    timed: bool
 
     kind = "simulate by a trigger"
 
@@ -88,5 +90,5 @@ class Triggered(Apart):
         self.turns.load_state_dict(part["turns"])
         self.virtual.load_state_dict(part["virtual"])
 
-    def _times(self) -> Times:
-        return self.virtual.times(self.workers.present.numpy())
+    def _times(self) -> Times | None:
+        return self.virtual.times(self.workers.present.numpy()) if self.timed else None

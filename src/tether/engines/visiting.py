@@ -24,8 +24,8 @@ from tether.workers import Center, Visitor
 class Visiting(Apart):
     """Every worker has rounds of its own, whose only partner is the center.
 
-    Who visits when is known before anyone trains for it (`tether.trips`). So workers are taken to their next visits all
-    at once, whenever one of them is needed there, and only the center's work is done in the order of the visits.
+    Who visits when is known beforehand (`tether.trips`). So workers are taken to their next visits all at once,
+    whenever one of them is needed there, and only the center's work is done in the order of the visits.
     """
 
     center: Center
