@@ -348,6 +348,7 @@ def run_on_the_hill(method, start, steps, lr):
         steps=steps,
         start=torch.tensor(start, dtype=torch.float64)[:, None],
         order="mix-then-step",
+        stepping="rows",
     )
     return result.rows.detach().flatten()
 

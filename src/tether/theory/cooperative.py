@@ -71,8 +71,10 @@ def cooperative_bound(
     bound). With `lr=None` it is corollary 1's (eq. 18, 25, 28). Federated averaging of a fraction c of the workers, all
     with the same objective: `workers` = c m (section 5.2).
 
-    How much to expect of it: on softmax regression of scikit-learn's digits with 8 workers and period 10 the bound
-    holds and says nothing. It is MEASURED
+    How much to expect of it: on softmax regression of scikit-learn's digits (8 workers, period 10, batches of 32, 1,000
+    steps; L = 5.23) it bounds by 0.283, at the largest learning rate it allows, what is 0.082 on average and 0.197 at
+    the start: it holds, and says nothing yet. That learning rate is 0.019 and ends at a loss of 0.76, where 0.5 ends at
+    0.13 (`tests/test_theory_practice.py`). Take it for which of two settings drifts less, not for how far one gets.
 
     Args:
         period: local steps between rounds (tau); must divide `steps`.

@@ -73,7 +73,9 @@ def local_gd_bound(
 
     which ask for H <= sqrt(T/M). Linear speedup in M needs H = T^(1/4) M^(-3/4), which is `largest_period(iid=False)`.
 
-    How much to expect of it: MEASURED
+    How much to expect of it: on softmax regression of scikit-learn's digits, sorted by class over 8 workers (period 10,
+    1,000 steps, l2 penalty 0.01), f(x_hat_T) - f(x*) is 1.25, 1.56 at the start, and the bound 34.5: nearly all of it
+    the way from the start, which falls below 1.56 after 485,000 steps only (`tests/test_theory_practice.py`).
 
     Args:
         period: local steps between rounds (H).
