@@ -183,6 +183,8 @@ def test_largest_period_is_the_largest(workers, steps):
     for iid, power in ((True, 2), (False, 4)):
         period = theory.largest_period(steps, workers, iid)
         assert workers**3 * period**power <= steps < workers**3 * (period + 1) ** power
+    # Of local gradient descent, rounds: Omega(T^(3/4) M^(3/4)).
+    assert steps / period >= (steps * workers) ** 0.75 * (1 - 1e-9)
 
 
 # Local gradient descent

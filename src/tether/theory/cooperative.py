@@ -65,11 +65,14 @@ def cooperative_bound(
         dissimilarity = C kappa^2,
         C = 6 eta^2 L^2 tau^2 / (1 - zeta) (2 zeta^2/(1+zeta) + 2 zeta/(1-zeta) + (tau-1)/tau)
 
-    Special cases are `zeta=0` (local SGD, eq. 24), `period=1` (D-PSGD, eq. 27), and `auxiliary=1` with
-    `elastic_zeta(best_elasticity(m), m)` (EASGD, eq. 23: its network term is eta_eff^2 L^2 sigma^2 (m+1)/2 (1 + C
-    (tau-1)) with C = 1 + 2(m+1)/m^2; the printed 1 + 2(1 + 1/m)^2 is larger than substitution gives, so a looser
-    bound). With `lr=None` it is corollary 1's (eq. 18, 25, 28). Federated averaging of a fraction c of the workers, all
-    with the same objective: `workers` = c m (section 5.2).
+    Special cases are `zeta=0` (local SGD, eq. 24), `period=1` (D-PSGD, eq. 27), and EASGD (eq. 23), which is
+    `auxiliary=1` and `elastic_zeta(best_elasticity(m), m)`. Its network term is
+
+        eta_eff^2 L^2 sigma^2 (m+1)/2 (1 + C (tau-1)),   C = 1 + 2(m+1)/m^2
+
+    (the printed C, 1 + 2(1 + 1/m)^2, is larger than substitution gives, so a looser bound). With `lr=None` it is
+    corollary 1's (eq. 18, 25, 28). Federated averaging of a fraction c of the workers, all with the same objective:
+    `workers` = c m (section 5.2).
 
     How much to expect of it: on softmax regression of scikit-learn's digits (8 workers, period 10, batches of 32, 1,000
     steps; L = 5.23) it bounds by 0.283, at the largest learning rate it allows, what is 0.082 on average and 0.197 at
@@ -176,6 +179,7 @@ def horizon_learning_rate(*, steps: int, workers: int, smoothness: float, auxili
     >>> horizon_learning_rate(steps=10_000, workers=4, smoothness=2)
     0.01
     """
+    _check(1, 0.0, workers, auxiliary)
     whole("steps", steps, 1)
     positive(smoothness=smoothness)
     return (1 + auxiliary / workers) / smoothness * math.sqrt(workers / steps)

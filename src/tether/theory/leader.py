@@ -26,7 +26,7 @@ def check_leader_step(
         lr: learning rate (eta).
         pull: strength of the pull (lambda), loss / parameter^2, as the learning rate multiplies it.
         smoothness: Lipschitz constant of the gradient (M), loss / parameter^2.
-        convexity: constant of strong convexity (m), loss / parameter^2; the same on a quadratic's least eigenvalue.
+        convexity: constant of strong convexity (m), loss / parameter^2; of a quadratic the least eigenvalue.
         relative_noise: the part of the gradient's variance that grows with ||grad f||^2 (nu).
 
     Raises:

@@ -2,8 +2,7 @@
 
 Khaled, Mishchenko & Richtarik, "First analysis of local GD on heterogeneous data" (2019), and its slides: M workers
 with convex, L-smooth objectives f_m average every H of T local steps, at the learning rate gamma; f is the mean of the
-f_m and x* minimises it. x_hat_t is the mean of the workers at step t, x_hat_T in the bounds the mean of these over
-time.
+f_m and x* minimises it. x_hat_t is the mean of the workers at step t, x_hat_T in the bounds that over time.
 """
 
 from __future__ import annotations
@@ -150,8 +149,7 @@ def local_gd_fixed_point(
     sum_i c_i b_i / sum_i c_i,    c_i = 1 - (1 - gamma a_i)^H
 
     A round of H local steps takes x to b_i + (1 - gamma a_i)^H (x - b_i) on worker i; the fixed point of the mean of
-    these is the above. With H = 1 it is the optimum, sum a_i b_i / sum a_i; the more steps, the more it is the mean of
-    b.
+    these is the above. With H = 1 it is the optimum, sum a_i b_i / sum a_i; with many steps it is the mean of the b_i.
 
     Args:
         a: `[m]`, curvatures, at least 0 and not all 0.
@@ -160,9 +158,8 @@ def local_gd_fixed_point(
         period: local steps between rounds (H).
 
     Raises:
-        ValueError: if that does not converge: |mean_i (1 - gamma a_i)^H| >= 1; the message has the learning rate at
-        which
-            it ceases to.
+        ValueError: if that does not converge: |mean_i (1 - gamma a_i)^H| >= 1; the message has the learning rate below
+            which it would.
 
     >>> round(local_gd_fixed_point([1, 4], [0, 1], lr=0.2, period=1), 6)
     0.8
