@@ -17,7 +17,7 @@ from tether.topology import TOPOLOGIES, as_topology
 CLOCK = tether.Clock(step=0, latency=0.03, bandwidth=1e6, nodes=4, node_latency=1e-3, node_bandwidth=1e8)
 
 
-def run(method, d, rounds, period, allreduce="ring"):
+def run(method, d, rounds, period, allreduce="ring", clock=CLOCK):
     return tether.simulate(
         Point(d),
         method,
@@ -28,7 +28,7 @@ def run(method, d, rounds, period, allreduce="ring"):
         steps=rounds * period,
         batch_size=None,
         allreduce=allreduce,
-        clock=CLOCK,
+        clock=clock,
     )
 
 
@@ -81,6 +81,20 @@ def test_seconds_of_a_link():
     assert theory.round_costs(tether.LocalSGD(1), 1, size)[0].seconds(clock) == 0
 
 
+ASYNCHRONOUS = [tether.Downpour(3), tether.AsynchronousEASGD(3), tether.AsynchronousDiLoCo(3, lr=0.1)]
+
+
+@pytest.mark.parametrize("method", ASYNCHRONOUS, ids=lambda method: type(method).__name__)
+def test_visits_to_a_center(method):
+    """One of each worker, all at once: their messages share the center's link, and so do the replies."""
+    clock, d = tether.Clock(step=1, latency=0.02, bandwidth=1e6), 37
+    (cost,) = theory.round_costs(method, M, d, dtype=torch.float64)
+    one = run(method, d, 1, 3, clock=clock)
+    assert (cost.messages, cost.bytes) == (one.messages, one.bytes) == (2 * (M - 1), 2 * (M - 1) * d * 8)
+    assert cost.seconds(clock) == pytest.approx(2 * 0.02 + M * 8 * d * 8 / 1e6)
+    assert one.history[-1].virtual.now.max() == pytest.approx(3 + cost.seconds(clock))
+
+
 @dataclass(frozen=True)
 class Squared(tether.Method):
     def send(self, x, state, workers, step):
@@ -90,6 +104,8 @@ class Squared(tether.Method):
 def test_what_is_not_linear_is_refused():
     with pytest.raises(ValueError, match=r"Squared sends .* not linear"):
         theory.round_costs(Squared(1), 4, 100)
+    with pytest.raises(ValueError, match=r"alpha=2"):
+        theory.round_costs(tether.AsynchronousEASGD(1, alpha=2.0), 8, 100)
     with pytest.raises(ValueError, match=r"alpha=0\.5"):
         theory.round_costs(tether.EASGD(1, alpha=0.5), 8, 100)
     with pytest.raises(ValueError, match="parameters=0"):

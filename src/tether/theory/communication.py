@@ -12,8 +12,9 @@ import torch
 
 from tether.checks import whole
 from tether.clock import Clock, Cluster
-from tether.methods.base import Method, Step
-from tether.traffic import AllReduceKind, Traffic
+from tether.methods import CenterMethod, Method, Step
+from tether.traffic import AllReduceKind, Traffic, Visit
+from tether.trips import Trips
 from tether.virtual_time import VirtualTime
 from tether.workers import Metered, Stacked
 
@@ -23,7 +24,7 @@ SIZES = (64, 128, 192)
 
 @dataclass(frozen=True)
 class RoundCost:
-    """What one round sends, all workers together.
+    """What one round sends, all workers together; of an asynchronous method, one visit of each worker to the center.
 
     Attributes:
         period: local steps between such rounds.
@@ -33,7 +34,7 @@ class RoundCost:
 
     period: int
     workers: int
-    traffic: tuple[Traffic, ...]
+    traffic: tuple[Traffic | Visit, ...]
 
     @property
     def messages(self) -> int:
@@ -51,9 +52,17 @@ class RoundCost:
         Args:
             clock: latency and bandwidth of the links; how long a step takes does not matter.
         """
-        time = VirtualTime(Cluster(clock, self.workers, seed=0))
+        # Everyone's steps take the same time, so that all come at once.
+        clock = replace(clock, step=1.0, speeds=None, noise="none", spread=0.0, pauses=())
+        cluster = Cluster(clock, self.workers, seed=0)
+        visits = [traffic.size for traffic in self.traffic if isinstance(traffic, Visit)]
+        if visits:
+            trips = Trips(cluster, period=1, overlap=0, steps=1, size=visits[0])
+            return max(trip.resumed - trip.sent for trip in trips)
+        time = VirtualTime(cluster)
         time.send(part=0)
         for traffic in self.traffic:
+            assert not isinstance(traffic, Visit)
             time.travel(traffic)
         return float(time.arrivals.max())
 
@@ -102,7 +111,7 @@ def round_costs(
     return tuple(costs)
 
 
-def _extended(part: Method, tiny: tuple[Traffic, ...], parameters: int) -> Traffic:
+def _extended(part: Method, tiny: tuple[Traffic | Visit, ...], parameters: int) -> Traffic | Visit:
     """What is sent for so many parameters, from what was for a few."""
     a, b, c = (traffic.size for traffic in tiny)
     if c - b != b - a:
@@ -115,12 +124,15 @@ def _extended(part: Method, tiny: tuple[Traffic, ...], parameters: int) -> Traff
 
 def _sent(
     part: Method, workers: int, parameters: int, dtype: torch.dtype, allreduce: AllReduceKind, round: int
-) -> list[Traffic]:
+) -> list[Traffic | Visit]:
     """What a round of a model of so few parameters sends."""
-    sent: list[Traffic] = []
+    sent: list[Traffic | Visit] = []
     meter = Metered(Stacked(workers), allreduce, on_traffic=sent.append)
     x = torch.zeros(workers, parameters, dtype=dtype)
     state = part.init(x, meter)
+    if isinstance(part, CenterMethod):
+        part.init_center(x[:1], workers)  # refuses what it refuses in a run
+        return [Visit(worker, x[worker].nbytes) for worker in range(workers)]
     sent.clear()
     losses, samples = torch.zeros(workers, part.window, dtype=dtype), torch.ones(workers)
     part.send(x, state, meter, Step(part.period, round, lr=0.0, losses=losses, samples=samples))
