@@ -371,22 +371,36 @@ def test_elastic_averaging_is_caught_where_leader_sgd_is_not():
     assert abs(slope(leader)).min() < 0.02
 
 
-def test_theorem_4_leader_sgd_has_no_such_point():
-    """Over pairs of workers: the leader's part of the objective's gradient is that of f."""
-    points = torch.linspace(-4, 4, 161, dtype=torch.float64)
-    for pull in (0.1, 0.5, 1.0):
+@pytest.mark.parametrize("start", [(-3.0, 2.0), (-1.5, 2.5), (0.3, -2.0), (0.9, 1.1)])
+def test_theorem_4_a_leader_moves_wherever_f_has_a_slope(start):
+    """In the simulator: its own pull is 0, so only where grad f is 0 can it stand still."""
+    lr, before = 0.25, torch.tensor(start, dtype=torch.float64)
+    leader = theory.hill(before).argmin()
+    after = run_on_the_hill(tether.LSGD(1, pull=0.5, pull_scaled_by_lr=True), list(start), 1, lr)
+    assert (after - before)[leader].item() == pytest.approx(-lr * slope(before)[leader].item(), abs=1e-14)
+    assert abs((after - before)[leader]) > 0.01
 
-        def objective(pair, pull=pull):
-            values = theory.hill(pair)
-            leader = pair[values.argmin()]
-            return (values + pull / 2 * (pair - leader.detach()) ** 2).sum()
 
-        pairs = torch.cartesian_prod(points, points)
-        pairs = pairs[theory.hill(pairs)[:, 0] != theory.hill(pairs)[:, 1]]
-        for pair in pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:300]]:
-            leader = theory.hill(pair).argmin()
-            full = torch.func.grad(objective)(pair)
-            assert full[leader] == pytest.approx(slope(pair)[leader].item(), abs=1e-12)
+def test_theorem_4_is_of_the_leaders_step_not_of_the_objective():
+    """With the leader as a function of the workers (eq. 4) there are such points; its step does not stop there."""
+    first = torch.tensor(-2.0, dtype=torch.float64)
+    low, high = 0.3, 0.7  # on the hill's far side, where it grows steeper
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope([middle]) > -slope(first[None]) else (low, middle)
+    pair = torch.stack([first, torch.tensor(middle, dtype=torch.float64)])
+    pull = (slope(first[None]) / (pair[1] - pair[0])).item()
+    assert 0 < pull <= 1
+    assert theory.hill(pair).argmin() == 0
+
+    def objective(pair):
+        values = theory.hill(pair)
+        return (values + pull / 2 * (pair - pair[values.argmin()]) ** 2).sum()
+
+    assert torch.func.grad(objective)(pair).abs().max() < 1e-12
+    assert (slope(pair).abs() > 0.3).all()
+    moved = run_on_the_hill(tether.LSGD(1, pull=pull, pull_scaled_by_lr=True), pair.tolist(), 1, lr=0.25) - pair
+    assert moved[0].item() == pytest.approx(-0.25 * slope(pair)[0].item())
 
 
 def in_plane(A, r):

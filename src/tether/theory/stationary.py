@@ -3,7 +3,9 @@
 Teng et al., "Leader stochastic gradient descent for distributed training of deep learning models" (2019), proposition
 8. Elastic averaging descends sum_i f(x_i) + lambda ||x_i - z||^2 / 2 in x and z. Two workers on either side of a hill
 can hold each other there by the anchor between them. Leader SGD cannot be held: its leader is pulled to itself, so
-where it stands still grad f is 0 (theorem 4).
+where it stands still grad f is 0 (theorem 4). That is so of its step, which takes the leader for a constant. The paper
+says it of the objective with the leader as a function of the workers (eq. 4), whose gradient has another term, the
+others' pull on the leader; that objective has such points on this very hill (`tests/test_theory.py` finds one).
 """
 
 from __future__ import annotations
