@@ -1,5 +1,6 @@
 from . import data as data
 from . import models as models
+from . import theory as theory
 from . import topology as topology
 from .attached import Attached as Attached
 from .attachment import attach as attach

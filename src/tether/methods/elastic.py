@@ -12,16 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.methods.base import Method, State, Step
+from tether.topology import best_elasticity, check_elasticity, elastic_limit
 from tether.workers import Message, Workers
-
-
-def check_elasticity(alpha: float, limit: float, best: float) -> None:
-    """Raise `ValueError` unless 0 < alpha < limit, naming the best value."""
-    if not 0 < alpha < limit:
-        raise ValueError(
-            f"alpha={alpha:.6g}: workers and anchor come together only for 0 < alpha < {limit:.6g}; "
-            f"alpha={best:.6g} mixes fastest"
-        )
 
 
 @dataclass(frozen=True)
@@ -56,12 +48,12 @@ class EASGD(Method):
         """Alpha, for m workers."""
         if self.beta is not None:
             return self.beta / workers
-        return 2 / (workers + 2) if self.alpha is None else self.alpha
+        return best_elasticity(workers) if self.alpha is None else self.alpha
 
     def init(self, x: Float[Tensor, "r d"], workers: Workers) -> State:
         """The anchor z, `[1, d]`, at the mean of the workers."""
         m = workers.size
-        check_elasticity(self.elasticity(m), limit=2 / (m + 1), best=2 / (m + 2))
+        check_elasticity(self.elasticity(m), elastic_limit(m), best_elasticity(m))
         return {"anchor": workers.mean(x).wait()}
 
     def send(self, x: Float[Tensor, "r d"], state: State, workers: Workers, step: Step) -> Message:

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.methods.base import Method, State, Step
-from tether.methods.elastic import check_elasticity
-from tether.topology import Topology, as_topology
+from tether.topology import Topology, as_topology, best_elasticity, check_elasticity, elastic_limit
 from tether.workers import Message, Workers
 
 
@@ -44,9 +43,9 @@ class GeneralizedElastic(Method):
     def init(self, x: Float[Tensor, "r d"], workers: Workers) -> State:
         """The anchor z, `[1, d]`, at the mean of the workers, and the elasticity."""
         m, zeta = workers.size, as_topology(self.topology).zeta(workers.size)
-        best = (1 + zeta) / (m + 1 + zeta)
+        best = best_elasticity(m, zeta)
         alpha = best if self.alpha is None else self.alpha
-        check_elasticity(alpha, limit=2 / (m + 1), best=best)
+        check_elasticity(alpha, elastic_limit(m), best)
         return {"anchor": workers.mean(x).wait(), "alpha": x.new_tensor(alpha)}
 
     def send(self, x: Float[Tensor, "r d"], state: State, workers: Workers, step: Step) -> Message:

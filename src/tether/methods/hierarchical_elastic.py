@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.methods.base import Method, State, Step
-from tether.methods.elastic import check_elasticity
-from tether.topology import Topology, as_topology
+from tether.topology import Topology, as_topology, check_elasticity
 from tether.workers import Message, Workers, check_groups
 
 

@@ -1,5 +1,6 @@
 """Who talks to whom: graphs, mixing matrices, and how fast they mix."""
 
+from tether.topology.elastic import best_elasticity, check_elasticity, elastic_limit, elastic_zeta
 from tether.topology.graphs import (
     TOPOLOGIES,
     Complete,
@@ -33,8 +34,12 @@ __all__ = [
     "Topology",
     "Torus",
     "as_topology",
+    "best_elasticity",
+    "check_elasticity",
     "check_mixing_matrix",
     "check_present",
+    "elastic_limit",
+    "elastic_zeta",
     "metropolis_hastings",
     "zeta",
 ]
