@@ -2,14 +2,12 @@ from . import data as data
 from . import models as models
 from . import theory as theory
 from . import topology as topology
-from .attached import Attached as Attached
 from .attachment import attach as attach
 from .checkpoint import Checkpoints as Checkpoints
 from .clock import Clock as Clock
 from .errors import CheckpointError as CheckpointError
 from .errors import WorkerLostError as WorkerLostError
 from .history import Record as Record
-from .history import Times as Times
 from .methods import EASGD as EASGD
 from .methods import LSGD as LSGD
 from .methods import AsynchronousDiLoCo as AsynchronousDiLoCo
@@ -32,11 +30,9 @@ from .result import NonFiniteLossError as NonFiniteLossError
 from .result import Result as Result
 from .rounds import Rounds as Rounds
 from .simulation import simulate as simulate
-from .topology import Topology as Topology
 from .triggers import TimeWindow as TimeWindow
 from .triggers import TotalSteps as TotalSteps
 from .workers import Metered as Metered
-from .workers import Pending as Pending
 from .workers import Ranks as Ranks
 from .workers import Stacked as Stacked
 from .workers import Workers as Workers
