@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tether.config import ConfigError
-from tether.papers.experiment import Experiment, Outcome, Setting
+from tether.papers.experiments import Experiment, Outcome, Setting
 from tether.report.papers import FORMATS, look, save
 from tether.report.tables import write_table
 from tether.run_folder import here, write_json

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import tether
-from tether.papers.experiment import Claim, Outcome, Setting, experiment
+from tether.papers.experiments import Claim, Outcome, Setting, experiment
 from tether.papers.watched import Uncoupled
 from tether.report import style
 
@@ -188,5 +188,5 @@ def _draw(curves: Mapping[tuple[int, str], np.ndarray], size: Size) -> Figure:
             panel.semilogy(run, color=colour, linestyle=dash, linewidth=1.2, alpha=0.8, label=label)
         panel.set(title=f"r = {rank}", xlabel="iterations", xlim=(0, size.iterations))
     panels[0].set_ylabel("best objective value")
-    panels[-1].legend(loc="upper right")
+    panels[0].legend(loc="center right", handlelength=1.6)
     return figure

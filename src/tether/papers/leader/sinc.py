@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import tether
-from tether.papers.experiment import Claim, Outcome, Setting, experiment
+from tether.papers.experiments import Claim, Outcome, Setting, experiment
 from tether.papers.watched import Uncoupled, Watched
 from tether.report import style
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 STARTS = ((-6.0, -4.0), (-15.0, -18.0), (20.0, 11.0), (17.0, 8.0))
 LEARNING_RATE = 0.1
 ITERATIONS = 100
-CONVERGED = 500
+CONVERGED = 300
 """Iterations after which no worker of EAGD or LGD moves any more; a note says how far they moved in the last one."""
 
 METHODS = {
@@ -119,9 +119,9 @@ def sinc(setting: Setting) -> Outcome:
         ),
     ]
     notes = [
-        f"Converged: EAGD's center is at L = {float(height(converged['EAGD'].center[-1])):.7f} and LGD's best worker at "
-        f"{float(converged['LGD'].heights[-1].min()):.7f}, after {CONVERGED} iterations, in the last of which no worker "
-        f"moved by more than {moved:.0e}.",
+        f"Converged, EAGD's center is at {float(height(converged['EAGD'].center[-1])):.7f} and LGD's best worker at "
+        f"{float(converged['LGD'].heights[-1].min()):.7f}: in the last of {CONVERGED} iterations no worker moved by "
+        f"more than {moved:.0e}.",
         f"Uncoupled gradient descent from the same points: the best worker is at {best['uncoupled GD']:.4f} after "
         f"{ITERATIONS} iterations.",
         "The paper leaves open what reproduces its numbers: pull and gradient at the old point, α = β/m = 0.1075, the "
@@ -171,11 +171,13 @@ def _draw(found: dict[str, Descent]) -> Figure:
 
 def _contours(axes: Axes) -> None:
     """The surface in grey; dashed, the rings on which it has its local minima."""
-    x, y = np.meshgrid(np.linspace(-24, 24, 961), np.linspace(-20, 14, 681))
+    x, y = np.meshgrid(np.linspace(-24, 24, 481), np.linspace(-20, 14, 341))
     radius = np.hypot(x, y)
-    # L falls off as 1/r: its fourth root shows the outer rings beside the inner ones.
+    # L falls off as 1/r: its root shows the outer rings beside the inner ones.
     surface = np.sinc(radius)
-    axes.contourf(x, y, np.sign(surface) * np.abs(surface) ** 0.5, levels=24, cmap="Greys_r", vmin=-1, vmax=0.7)
+    levels = np.sign(surface) * np.abs(surface) ** 0.5
+    axes.contourf(x, y, levels, levels=16, cmap="Greys_r", vmin=-1, vmax=0.7, zorder=-1)
+    axes.set_rasterization_zorder(0)  # tens of megabytes as paths
     fine = np.linspace(1, 32, 310_001)
     height = np.sinc(fine)
     minima = fine[1:-1][(height[1:-1] < height[:-2]) & (height[1:-1] < height[2:])]
