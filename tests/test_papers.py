@@ -137,7 +137,12 @@ def test_matrix_completion(tmp_path):
 SMALL = Comparison(
     data={"name": "digits", "partition": "reshuffled"},
     model={"name": "mlp", "hidden": [16]},
-    grids={"SGD": Grid((0.01, 0.05)), "EASGD": Grid((0.05,)), "LSGD": Grid((0.05,), (0.1, 0.5))},
+    grids={
+        "SGD": Grid((0.01, 0.05)),
+        "DOWNPOUR": Grid((0.01,)),
+        "EASGD": Grid((0.05,)),
+        "LSGD": Grid((0.05,), (0.1, 0.5)),
+    },
     step_seconds=0.01,
     steps=24,
     evaluate_every=6,
@@ -161,7 +166,10 @@ def found(tmp_path_factory):
 
 def test_a_comparison_runs_its_grid(found):
     assert [(each.method, each.workers) for each in found.entries] == (
-        [("SGD", 1)] * 2 + [("EASGD", 4), ("EASGD", 8)] + [("LSGD", 4)] * 2 + [("LSGD", 8)] * 2
+        [("SGD", 1)] * 2
+        + [("DOWNPOUR", 4), ("DOWNPOUR", 8), ("EASGD", 4), ("EASGD", 8)]
+        + [("LSGD", 4)] * 2
+        + [("LSGD", 8)] * 2
     )
     (run,) = [run for name, run in found.runs.items() if name == "LSGD-8-lr-0.05-pull-0.1"]
     assert run.config["method"] == "LSGD"
@@ -173,9 +181,9 @@ def test_a_comparison_runs_its_grid(found):
     assert len(seconds) == 4
     assert error[-1] == pytest.approx(1 - found.runs[best.name].result["center"]["accuracy"])
     tables = found.tables()
-    assert len(tables["tries"]) == 8
-    assert sum(row["shown"] for row in tables["tries"]) == 5
-    assert len(tables["curves"]) == 8 * 4
+    assert len(tables["tries"]) == 10
+    assert sum(row["shown"] for row in tables["tries"]) == 7
+    assert len(tables["curves"]) >= 10 * 4  # one more where workers did not all end at once
     assert found.draw("loss").axes
 
 
@@ -220,8 +228,8 @@ def test_how_many_times_faster(found, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "grids", "counts"),
     [
-        ("cnn7", networks.CNN7_GRIDS, {"SGD": 5, "EASGD": 2 * 5, "LSGD": 2 * 25}),
-        ("resnet20", networks.RESNET20_GRIDS, {"SGD": 3, "EASGD": 2 * 3, "LSGD": 2 * 15}),
+        ("cnn7", networks.CNN7_GRIDS, {"SGD": 5, "DOWNPOUR": 2 * 5, "EASGD": 2 * 5, "LSGD": 2 * 25}),
+        ("resnet20", networks.RESNET20_GRIDS, {"SGD": 3, "DOWNPOUR": 2 * 4, "EASGD": 2 * 3, "LSGD": 2 * 15}),
     ],
 )
 def test_the_papers_grids(model, grids, counts, tmp_path):

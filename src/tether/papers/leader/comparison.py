@@ -123,7 +123,8 @@ class Comparison:
             "scheduler": schedule if self.drops else None,
             "method": entry.method,
             "methods": {entry.method: self._method(entry)},
-            "processes": processes(entry.workers),
+            # Workers at their own speeds are simulated in one process.
+            "processes": 1 if entry.method == "DOWNPOUR" else processes(entry.workers),
         }
         return validate(Config, settings, entry.name)
 
@@ -132,6 +133,8 @@ class Comparison:
         match entry.method:
             case "SGD":  # of one worker, which has nobody to average with
                 return {"name": "local", "period": self.period}
+            case "DOWNPOUR":
+                return {"name": "downpour", "period": 1}
             case "EASGD":
                 return {"name": "easgd", "period": self.period, "beta": ELASTICITY}
             case "LSGD" if nodes <= 1:
