@@ -171,14 +171,20 @@ class Found:
         tries = [each for each in self.entries if (each.method, each.workers) == (method, workers)]
         return min(tries, key=lambda each: (not self.runs[each.name].ended, self.error(each)))
 
+    @property
+    def end(self) -> float:
+        """Virtual seconds after which all are compared: when the first of those that did not diverge is done."""
+        return min((float(run.virtual[-1]) for run in self.runs.values() if run.ended), default=0.0)
+
     def compared(self) -> list[Entry]:
         """The best try of each method at each number of workers."""
         return [self.best(*each) for each in dict.fromkeys((entry.method, entry.workers) for entry in self.entries)]
 
     def error(self, entry: Entry) -> float:
-        """The test error at the end of a run: the mean over the last quarter of its evaluations."""
-        error = self.curve(entry)[1]
-        return float(error[-max(1, len(error) // 4) :].mean()) if len(error) else float("inf")
+        """The mean test error in the last third of the time up to `end`; infinite if a run stopped before."""
+        seconds, error = self.curve(entry)
+        late = error[(seconds > 2 / 3 * self.end) & (seconds <= self.end)]
+        return float(late.mean()) if len(late) else float("inf")
 
     def speedup(self, method: str, over: str, workers: int) -> float:
         """How many times faster a method comes to the same test errors as another.
@@ -217,21 +223,21 @@ class Found:
     def draw(self, measure: str = "error") -> Figure:
         """The center's test error or loss against virtual wall-clock time, as a whole and its end closer."""
         from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
 
         figure = Figure((7.0, 2.7), layout="constrained")
         whole, close = figure.subplots(1, 2)
         for axes in (whole, close):
             self._curves(axes, measure)
         curves = [self.curve(entry, measure) for entry in self.compared()]
-        late = np.concatenate([values[len(values) // 2 :] for _, values in curves])
+        late = np.concatenate([values[(seconds > self.end / 2) & (seconds <= self.end)] for seconds, values in curves])
         margin = 0.1 * np.ptp(late)
-        close.set(xlim=(max(seconds[-1] for seconds, _ in curves) / 2, None))
-        close.set(ylim=(late.min() - margin, np.percentile(late, 90) + margin))
+        close.set(xlim=(self.end / 2, 1.02 * self.end), ylim=(late.min() - margin, np.percentile(late, 90) + margin))
         whole.set(xlim=(0, None), ylabel=f"test {measure} of the center")
         whole.legend()
         if measure == "error":
             for axes in (whole, close):
-                axes.yaxis.set_major_formatter("{x:.0%}" if np.ptp(axes.get_ylim()) > 0.05 else "{x:.1%}")
+                axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         figure.supxlabel("virtual wall-clock time, seconds", fontsize=8)
         return figure
 

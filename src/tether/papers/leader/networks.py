@@ -232,8 +232,8 @@ def _outcome(found: Found, claims: list[Claim], setting: Setting, figures: dict[
         for entry in found.compared()
     )
     tried = (
-        f"Shown, of the tries of a method, is the one with the least test error at the end: {shown}. At the end means: "
-        "the mean over the last quarter of the evaluations."
+        f"Shown, of the tries of a method, is the one with the least test error at the end: {shown}. At the end "
+        f"means: in the last third of the first {found.end:.4g} virtual seconds, when the first run has ended."
     )
     return Outcome(claims, drawn, found.tables(), [tried, *_differs(found.comparison, setting)])
 
