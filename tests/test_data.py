@@ -288,6 +288,22 @@ def test_a_damaged_file_is_named(folder, file, damage, message):
 
 
 @pytest.mark.skipif(not FASHION_MNIST.exists(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_fashion_mnist_is_cropped_and_tested_on_a_part():
+    whole, part = fashion_mnist(), fashion_mnist(crop=24, flip=True, held_out=7)
+    assert whole.augmentation is None
+    assert part.shape == (1, 24, 24)
+    assert torch.equal(part.test[0], whole.test[0][:7, :, 2:26, 2:26])
+    assert torch.equal(part.test[1], whole.test[1][:7])
+    # What is added around an image is as black as its own corners.
+    corner = fashion_mnist(crop=30, padding=1, held_out=1).test[0][0, 0, 0, 0]
+    assert corner == whole.train[0].min()
+    with pytest.raises(ValueError, match="held_out=10001: give a whole number, from 1 to 10000"):
+        fashion_mnist(held_out=10_001)
+    with pytest.raises(ValueError, match="crop=29"):
+        fashion_mnist(crop=29)
+
+
+@pytest.mark.skipif(not FASHION_MNIST.exists(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_fashion_mnist():
     data = fashion_mnist()
     assert data.train[0].shape == (60_000, 1, 28, 28)
@@ -337,6 +353,7 @@ def test_cifar10_where_its_archive_unpacks(tmp_path):
     write_cifar(folder)
     (folder / "batches.meta.txt").write_text("airplane\nautomobile\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n\n")
     data = cifar10(tmp_path, crop=28, padding=0, records=20)
+    assert len(cifar10(tmp_path, records=20, held_out=3).test[0]) == 3
     assert data.names[3] == "cat"
     assert len(data.names) == data.classes
     assert data.shape == (3, 28, 28)

@@ -92,6 +92,8 @@ def test_cnn7_is_the_network_of_the_easgd_paper():
         if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.Linear)):
             shapes.append(tuple(x.shape[1:]))
     assert shapes == [(64, 24, 24), (64, 12, 12), (128, 8, 8), (128, 4, 4), (64, 2, 2), (256,), (10,)]
+    narrow = [layer.weight.shape[0] for layer in MODELS["cnn7"](CROP, 10, width=32) if hasattr(layer, "weight")]
+    assert narrow == [32, 64, 32, 128, 10]
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -1,4 +1,4 @@
-"""The command: `tether train | compare | report | partition | methods`."""
+"""The command: `tether train | compare | report | reproduce | partition | methods`."""
 
 from __future__ import annotations
 
@@ -201,6 +201,31 @@ def report(
     written = write(runs, out, format)
     found = written[0] if len(written) == 1 else f"{written[0].parent}: {len(written)} files"
     console.print(found, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[EXPERIMENT]", help="Such as leader/sinc; without one, lists all."),
+    ] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="In the paper's own setting, which may take days.")] = False,
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the paper's data are.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Figures, tables, outcome. Default: runs/EXPERIMENT.")
+    ] = None,
+) -> None:
+    """Carry out an experiment of a paper: its figure, its table, which of its claims hold."""
+    from tether.config import ConfigError
+    from tether.papers.command import carry_out, list_experiments
+
+    if name is not None:
+        carry_out(name, paper, data, seed, out, console)
+    elif paper or data or out or seed:
+        raise ConfigError("reproduce what? Give an experiment; `tether reproduce` alone lists them")
+    else:
+        list_experiments(console)
 
 
 COLUMNS = (

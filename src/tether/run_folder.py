@@ -109,7 +109,8 @@ class RunFolder:
             raise ConfigError(f"{self.folder} is there, is not empty and is not a run's folder: give another")
         self._write("config.json", config.model_dump(mode="json"))
         if not (self.folder / "about.json").exists():
-            self._write("about.json", _about())
+            now = datetime.now().astimezone().isoformat(timespec="milliseconds")
+            self._write("about.json", here() | {"begun": now})
         if holdings is not None:
             self._write("holdings.json", holdings)
 
@@ -165,7 +166,12 @@ class RunFolder:
 
     def _write(self, name: str, content: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self.folder / name, (json.dumps(_plain(content), indent=1) + "\n").encode())
+        write_json(self.folder / name, content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file as a whole or not at all; arrays become lists, and what is no finite number null."""
+    _replace(path, (json.dumps(_plain(content), indent=1) + "\n").encode())
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -191,7 +197,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _about() -> dict[str, Any]:
+def here() -> dict[str, Any]:
+    """Versions, machine, and the command that runs."""
     import torch
 
     packages = ("tether", "torch", "numpy")
@@ -202,5 +209,4 @@ def _about() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "command": sys.argv,
-        "begun": datetime.now().astimezone().isoformat(timespec="milliseconds"),
     }

@@ -20,7 +20,12 @@ _RECORD = 1 + 3 * 32 * 32
 
 
 def cifar10(
-    folder: str | Path, crop: int = 32, padding: int = 4, flip: bool = True, records: int | None = 10_000
+    folder: str | Path,
+    crop: int = 32,
+    padding: int = 4,
+    flip: bool = True,
+    records: int | None = 10_000,
+    held_out: int | None = None,
 ) -> Dataset:
     """60,000 photographs of 32 x 32 in three channels, ten classes, with random crops and flips in training.
 
@@ -35,6 +40,7 @@ def cifar10(
         padding: black pixels added on each side before; with crop=32 and padding=0 images stay as they are.
         flip: whether half of the crops are mirrored.
         records: images that each file must have, or None for any number.
+        held_out: how many of the test images to evaluate on, the first ones. Default: all.
 
     Raises:
         FileNotFoundError: naming the file that is missing.
@@ -53,6 +59,8 @@ def cifar10(
         classes=10,
         names=_names(folder / "batches.meta.txt"),
     )
+    if held_out is not None:
+        data = data.tested_on(held_out)
     if crop == 32 and not padding and not flip:
         return data
     black = tuple(-mean / deviation for mean, deviation in zip(MEAN, DEVIATION, strict=True))

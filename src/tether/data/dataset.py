@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from tether.checks import nearest
+from tether.checks import nearest, whole
 from tether.data.augmentation import Augmentation
 from tether.data.evaluation import Evaluation, Samples, classification, language, regression
 from tether.data.partition import IID, PARTITIONS, Assigned, Partition
@@ -115,6 +115,16 @@ class Dataset:
         augmentation.held_out((self.train[0][:1],))  # refuses samples that do not suit it
         held_out = self.test and augmentation.held_out(self.test)
         return dataclasses.replace(self, augmentation=augmentation, test=held_out)
+
+    def tested_on(self, held_out: int) -> Dataset:
+        """The same samples, of which only the first so many held-out ones are kept: cheaper to evaluate on.
+
+        Raises:
+            ValueError: if there are not so many.
+        """
+        there = 0 if self.test is None else len(self.test[0])
+        held_out = whole("held_out", held_out, 1, there)
+        return dataclasses.replace(self, test=self.test and tuple(t[:held_out] for t in self.test))
 
     def to(self, dtype: torch.dtype) -> Dataset:
         """The same samples with their real numbers in another precision."""

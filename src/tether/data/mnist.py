@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tether.data.augmentation import CropAndFlip
 from tether.data.dataset import Dataset
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -18,18 +19,33 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
-def fashion_mnist(path: str | Path | None = None) -> Dataset:
+def fashion_mnist(
+    path: str | Path | None = None,
+    crop: int = 28,
+    padding: int = 0,
+    flip: bool = False,
+    held_out: int | None = None,
+) -> Dataset:
     """Zalando's 70,000 images of clothes, 28 x 28, ten classes.
 
     Args:
         path: folder of the four files. Default: where Debian's package `dataset-fashion-mnist` puts them.
+        crop: height and width of random crops in training; test images are cropped in their middle.
+        padding: black pixels added on each side before.
+        flip: whether half of the images are mirrored in training.
+        held_out: how many of the test images to evaluate on, the first ones. Default: all.
 
     Raises:
         FileNotFoundError: saying what to install or where to point.
-        ValueError: if a file is damaged.
+        ValueError: if a file is damaged, or crops do not fit.
     """
     hint = "Debian and Ubuntu have it as the package dataset-fashion-mnist (apt-get install dataset-fashion-mnist)"
-    return _read(Path(path) if path else FASHION_MNIST, "fashion-mnist", hint)
+    data = _read(Path(path) if path else FASHION_MNIST, "fashion-mnist", hint)
+    if held_out is not None:
+        data = data.tested_on(held_out)
+    if crop == data.shape[-1] and not padding and not flip:
+        return data
+    return data.augmented(CropAndFlip(crop, padding, flip, (float(data.train[0].min()),)))
 
 
 def mnist(path: str | Path) -> Dataset:

@@ -6,6 +6,7 @@ and the code that its authors published; Wang & Joshi, "Cooperative SGD" (2021),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ from tether.checks import whole
 from tether.models.classifiers import check_widths, image_shape
 
 
-def cnn7(shape: Sequence[int], classes: int, dropout: float = 0.5) -> nn.Module:
+def cnn7(shape: Sequence[int], classes: int, dropout: float = 0.5, width: int = 64) -> nn.Module:
     """The seven layers of the EASGD paper (Zhang et al., 2015, section 5.1), for crops of 28 x 28.
 
     64 channels of 5 x 5, maximum, 128 of 5 x 5, maximum, 64 of 3 x 3, 256 neurons with dropout, the classes. As in the
@@ -25,25 +26,27 @@ def cnn7(shape: Sequence[int], classes: int, dropout: float = 0.5) -> nn.Module:
         shape: shape of an image: channels, height, width.
         classes: number of classes.
         dropout: share of the 256 neurons that is left out at each step.
+        width: channels of the first layer; the others have as many times more as the paper's.
 
     Raises:
         ValueError: if samples are not images of at least 24 x 24.
     """
-    channels, height, width = image_shape("cnn7", shape, least=24)
-    height, width = (((side - 4) // 2 - 4) // 2 - 2 for side in (height, width))
+    channels, *sides = image_shape("cnn7", shape, least=24)
+    width = whole("width", width, least=1)
+    pixels = math.prod(((side - 4) // 2 - 4) // 2 - 2 for side in sides)
     return nn.Sequential(
-        nn.Conv2d(channels, 64, 5),
+        nn.Conv2d(channels, width, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(64, 128, 5),
+        nn.Conv2d(width, 2 * width, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(128, 64, 3),
+        nn.Conv2d(2 * width, width, 3),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(64 * height * width, 256),
+        nn.Linear(width * pixels, 4 * width),
         nn.Dropout(dropout),
-        nn.Linear(256, classes),
+        nn.Linear(4 * width, classes),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from tether.report.timelines import Timeline, timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
 
 SIZE = (3.5, 2.5)
 """Inches: a column of a paper."""
@@ -44,6 +46,31 @@ LOOK: Any = {
 }
 
 
+FORMATS = ("png", "svg")
+"""In which every figure of an experiment is written."""
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Within, figures are drawn as those for papers look.
+
+    Raises:
+        ConfigError: without matplotlib; the message says what to install.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ConfigError("figures need matplotlib, which is not installed: pip install 'tether[plot]'") from error
+    with matplotlib.rc_context(LOOK):
+        yield
+
+
+def save(drawing: Drawing, path: Path) -> Path:
+    """Write a figure in the format of the path's suffix; the same figure gives the same file."""
+    drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
+    return path
+
+
 def draw(runs: Sequence[Run], folder: Path, format: str) -> list[Path]:
     """Write the figures.
 
@@ -58,41 +85,33 @@ def draw(runs: Sequence[Run], folder: Path, format: str) -> list[Path]:
     Raises:
         ConfigError: without matplotlib; the message says what to install.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure as Drawing
-    except ModuleNotFoundError as error:
-        raise ConfigError("figures need matplotlib, which is not installed: pip install 'tether[plot]'") from error
     written = []
     axes = axes_of(runs)
-    metadata = {"Date": None} if format == "svg" else {}
-    with matplotlib.rc_context(LOOK):
+    with look():
+        from matplotlib.figure import Figure as Drawing
+
         for figure in figures(runs):
             for axis, label in axes.items():
                 drawing = Drawing(SIZE, layout="constrained")
                 _curves(drawing.subplots(), figure, runs, axis)
                 drawing.axes[0].set_xlabel(label)
-                written.append(folder / f"{figure.key}-{axis}.{format}")
-                drawing.savefig(written[-1], metadata=metadata)
+                written.append(save(drawing, folder / f"{figure.key}-{axis}.{format}"))
         for run, (colour, _) in zip(runs, style.looks(runs), strict=True):
             if trace(run):
                 drawing = Drawing(SIZE, layout="constrained")
                 _leaders(drawing.subplots(), run, style.LIGHT[colour])
-                written.append(folder / f"leaders-{_as_file(run.name)}.{format}")
-                drawing.savefig(written[-1], metadata=metadata)
+                written.append(save(drawing, folder / f"leaders-{_as_file(run.name)}.{format}"))
         for run, (colour, _) in zip(runs, style.looks(runs), strict=True):
             found = timeline(run)
             if found:
                 drawing = Drawing((2 * SIZE[0], SIZE[1]), layout="constrained")
                 _timeline(drawing.subplots(), found, style.LIGHT[colour])
-                written.append(folder / f"timeline-{_as_file(run.name)}.{format}")
-                drawing.savefig(written[-1], metadata=metadata)
+                written.append(save(drawing, folder / f"timeline-{_as_file(run.name)}.{format}"))
     for number, each in enumerate(pictures(runs), start=1):
         held = runs[each["runs"][0]].holdings
         assert held is not None
-        written.append(folder / f"holdings-{number}.{format}")
-        names = tuple(held["names"])
-        picture(Holdings(np.array(held["counts"]), names, held["title"])).savefig(written[-1], metadata=metadata)
+        drawing = picture(Holdings(np.array(held["counts"]), tuple(held["names"]), held["title"]))
+        written.append(save(drawing, folder / f"holdings-{number}.{format}"))
     return written
 
 

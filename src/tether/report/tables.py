@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def tables(runs: Sequence[Run], folder: Path) -> list[Path]:
     contents = {"summary": _summary(runs), "history": _history(runs), "workers": _workers(runs)}
     if any(run.holdings for run in runs):
         contents["holdings"] = _holdings(runs)
-    return [_write(folder / f"{name}.csv", rows) for name, rows in contents.items()]
+    return [write_table(folder / f"{name}.csv", rows) for name, rows in contents.items()]
 
 
 def _summary(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
@@ -107,7 +107,8 @@ def _mean(values: np.ndarray) -> float:
     return float(finite.mean()) if len(finite) else float("nan")
 
 
-def _write(path: Path, rows: Iterator[Mapping[str, Any]]) -> Path:
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows with the same columns as CSV; empty where there is no number."""
     with path.open("w", newline="") as file:
         writer = None
         for row in rows:

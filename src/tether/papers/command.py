@@ -1,0 +1,62 @@
+"""What `tether reproduce` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tether.papers import EXPERIMENTS, Outcome, Setting, find
+from tether.papers.reproduce import default_folder, reproduce
+
+
+def list_experiments(console: Console) -> None:
+    """Every experiment: its name, what of the paper it is, what it is about, the data that it needs."""
+    table = Table("experiment", "shows", "what", "data of --data", box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
+    for each in EXPERIMENTS.values():
+        data = f"{each.data} (else {each.stand_in})" if each.stand_in else each.data
+        table.add_row(each.name, each.shows, each.about, data or "none")
+    console.print(table)
+    for source in dict.fromkeys((each.name.split("/")[0], each.source) for each in EXPERIMENTS.values()):
+        console.print(f"{source[0]}/: {source[1]}", highlight=False)
+
+
+def carry_out(name: str, paper: bool, data: Path | None, seed: int, out: Path | None, console: Console) -> None:
+    """Carry out an experiment and print its claims."""
+    experiment = find(name)
+    folder = out or default_folder(experiment, paper, seed)
+    columns = (TextColumn("{task.description:>24}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(experiment.name, total=1.0)
+
+        def tell(what: str, share: float) -> None:
+            progress.update(bar, description=what, completed=share)
+
+        outcome = reproduce(experiment, Setting(folder, paper, data, seed, tell))
+    console.print(f"{experiment.name}, {experiment.shows}: {experiment.source}", highlight=False)
+    console.print(_claims(outcome))
+    for note in outcome.notes:
+        console.print(f"- {note}", highlight=False, markup=False)
+    console.print(f"\nwritten: {folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+VERDICTS = {"holds": "green", "does not hold": "red", "not testable on this data": "yellow"}
+
+
+def _claims(outcome: Outcome) -> Table:
+    table = Table("the paper", "its number", "ours", "ratio", "verdict", "what ours is", box=box.SIMPLE_HEAD)
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for claim in outcome.claims:
+        ours, ratio = (_shown(value) for value in (claim.ours, claim.ratio))
+        verdict = f"[{VERDICTS[claim.verdict]}]{claim.verdict}[/]"
+        table.add_row(claim.says, claim.paper or "", ours, ratio, verdict, claim.remark)
+    return table
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}" if abs(value) < 1e6 else f"{value:.1e}"
