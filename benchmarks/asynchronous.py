@@ -1,7 +1,7 @@
 """How fast asynchronous workers simulate, against as many synchronous ones: `python benchmarks/asynchronous.py`.
 
-The same model, data and local steps; rounds or visits, and what they cost on virtual time, included. Turns alternate, and
-the median is printed with its range.
+The same model, data and local steps; rounds or visits, and what they cost on virtual time, included. Turns alternate,
+and the median is printed with its range.
 """
 
 from __future__ import annotations
