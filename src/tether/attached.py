@@ -164,13 +164,15 @@ class Attached:
     def state_dict(self) -> dict[str, Tree]:
         """What rounds need to go on, for a checkpoint of your own. Lands nothing, but waits for what is on its way."""
         sent = self.workers.messages, self.workers.bytes
-        return self.rounds.state_dict() | {"present": self._ranks.present.clone(), "sent": sent}
+        present = self._ranks.present.clone()
+        return self.rounds.state_dict() | {"present": present, "sent": sent, "moments": self._all_have_moments}
 
     def load_state_dict(self, saved: dict[str, Tree]) -> None:
         """Go on from a `state_dict`. The model's and the optimizer's own are the caller's to load, before."""
         self.rounds.load_state_dict(saved)
         self._ranks.present.copy_(saved["present"])
         self.workers.messages, self.workers.bytes = saved["sent"]
+        self._all_have_moments = saved["moments"]
 
     def save(self, values: Mapping[str, Tree] | None = None) -> None:
         """Save a checkpoint: model, optimizer, rounds and what is on its way, random numbers, and values of your own.
