@@ -276,17 +276,17 @@ class Words(nn.Module):
         return self.head(self.words(x))
 
 
-def closures(name):
+def closures(name, steps=13, **options):
     """A loop that gives the optimizer a closure, by which LBFGS computes the loss several times a step."""
     kind = getattr(torch.optim, name)
     rank = dist.get_rank()
     torch.manual_seed(rank)
     model = Words(sparse=name == "SparseAdam")
     optimizer = kind([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    rounds = tether.attach(model, optimizer, tether.LocalSGD(4), overlap=2)
+    rounds = tether.attach(model, optimizer, tether.LocalSGD(4), **options)
     data = torch.Generator().manual_seed(100 + rank)
     losses = []
-    for _ in range(13):
+    for _ in range(steps):
         x, y = torch.randint(0, 10, (16,), generator=data), torch.randint(0, 3, (16,), generator=data)
 
         def closure(x=x, y=y):
@@ -298,7 +298,14 @@ def closures(name):
         losses.append(optimizer.step(closure).detach())
     before = row(model)
     rounds.close()
-    return {"row": row(model), "own": before, "count": rounds.count, "rounds": sum(rounds.rounds.rounds)}
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    return {
+        "row": row(model),
+        "own": before,
+        "state": torch.cat([torch.zeros(0), *(v.flatten() for v in states if torch.is_tensor(v) and v.dim())]),
+        "count": rounds.count,
+        "rounds": sum(rounds.rounds.rounds),
+    }
 
 
 def by_closure(closures, order, state):
@@ -373,7 +380,12 @@ def no_step_at_first(rank, step):
 
 SCENARIOS = {f"rows {name}": several_rows(*rest) for name, *rest in row_settings()}
 SCENARIOS |= {"long messages": lambda: long_messages(tether.Ranks())}
-SCENARIOS |= {f"optimizer {name}": (lambda name=name: closures(name)) for name in OPTIMIZERS}
+SCENARIOS |= {f"optimizer {name}": partial(closures, name, overlap=2) for name in OPTIMIZERS}
+SCENARIOS |= {
+    f"optimizer {name}, averaged": partial(closures, name, steps=12, optimizer_state="average")
+    for name in OPTIMIZERS
+    if name != "LBFGS"
+}
 SCENARIOS |= {
     f"closure {closures} {order} {state}": (
         lambda closures=closures, order=order, state=state: by_closure(closures, order, state)
@@ -411,6 +423,7 @@ SCENARIOS |= {
     "refuses a partial optimizer": lambda: refusal(lambda: attach_to(nn.Linear(2, 2), [nn.Linear(2, 2).weight])),
     "refuses a wrapped optimizer": lambda: refusal(wrapped_optimizer),
     "refuses LBFGS between gradients and update": lambda: refusal(gradients_again),
+    "refuses to average LBFGS": lambda: refusal(lambda: closures("LBFGS", optimizer_state="average")),
     "refuses no loss": lambda: refusal(no_loss),
 }
 

@@ -91,6 +91,14 @@ def test_every_optimizer(real, name):
     torch.testing.assert_close(processes[0]["row"], own.mean(0))
 
 
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "LBFGS"])
+def test_all_of_an_optimizers_state_is_averaged(real, name):
+    """The last step is a round's: whatever it moves, everyone has the same of it."""
+    processes = real(f"optimizer {name}, averaged")
+    assert len(processes[0]["state"]) or name == "SGD"  # which has none without momentum
+    assert agree(processes, "state")
+
+
 @pytest.mark.parametrize(("order", "state"), ORDERS)
 def test_a_closure_changes_nothing(real, order, state):
     assert agree(real(f"closure True {order} {state}"))
@@ -174,6 +182,7 @@ def test_nodes_of_two(real):
         ("refuses a partial optimizer", "the optimizer does not hold 'weight' and 1 other"),
         ("refuses a wrapped optimizer", "Wrapped wraps an optimizer; give that one"),
         ("refuses LBFGS between gradients and update", "take order='step-then-mix'"),
+        ("refuses to average LBFGS", "take optimizer_state='local' or 'reset'"),
         ("refuses no loss", "call rounds.report(loss) before every optimizer.step()"),
     ],
 )

@@ -343,12 +343,12 @@ class Attached:
         return companions
 
     def _moments(self) -> dict[str, list[Tensor]]:
-        """The optimizer's state that has a value a parameter, by name, as rows `[1, n]`."""
+        """The optimizer's state but what is one number a tensor, such as counts of steps; by name, as rows `[1, n]`."""
         moments: dict[str, list[Tensor]] = {}
         for group in self._optimizer.param_groups:
             for p in group["params"]:
                 for name, value in self._optimizer.state.get(p, {}).items():
-                    if isinstance(value, Tensor) and value.shape == p.shape:
+                    if isinstance(value, Tensor) and (value.dim() or not p.dim()):
                         moments.setdefault(name, []).append(value.view(1, -1))
         return moments
 
