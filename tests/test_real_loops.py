@@ -76,7 +76,7 @@ def test_everyone_ends_with_the_center(real, name):
     assert agree(processes)
     assert agree(processes, "frozen")
     assert all(process["tied"] for process in processes)
-    if name != "local buffers":
+    if name not in ("local buffers", "nodes"):  # DistributedDataParallel has others take its first process's
         assert agree(processes, "variance")
 
 
