@@ -234,7 +234,7 @@ def main(
 ) -> None:
     """Train by several strategies on hosts with slow links, and print what each took."""
     prepare()
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = Console(width=None if sys.stdout.isatty() else 150)
     if only_clean:
         for owner in clean():
             console.print(f"{owner} belongs to a process that runs; it is left alone")

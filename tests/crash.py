@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -63,13 +64,14 @@ def train(rank, folder, steps, method, pause, in_flight, taken):
         optimizer.step()
         scheduler.step()
         taken[rank] = batch + 1
-        in_flight[rank] = rounds.rounds.quiet <= OVERLAP
+        in_flight[rank] = rounds.count >= PERIOD and rounds.count % PERIOD < OVERLAP
         if (batch + 1) % SAVE_EVERY == 0:
             rounds.save({"batch": batch + 1, "scheduler": scheduler.state_dict()})
         time.sleep(pause)
     rounds.close()
     vector = nn.utils.parameters_to_vector(model.parameters()).detach()
-    torch.save({"row": vector, "loss": loss.detach(), "count": rounds.count}, folder / f"{rank}.pt")
+    sent = rounds.workers.messages, rounds.workers.bytes
+    torch.save({"row": vector, "loss": loss.detach(), "count": rounds.count, "sent": sent}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -80,6 +82,7 @@ class Run:
         for file in folder.glob("lost-*.txt"):
             file.unlink()
         self.folder = folder
+        self.began = time.time()
         self.in_flight = processes.Array("b", size, lock=False)
         self.steps = processes.Array("i", size, lock=False)
         port = free_port()
@@ -127,8 +130,12 @@ class Run:
         return [torch.load(self.folder / f"{rank}.pt", weights_only=True) for rank in range(len(self.processes))]
 
     def writing(self, rank):
-        """Whether a process is in the middle of a checkpoint."""
-        return any(Path(self.folder, "checkpoints").glob(f"*/rows-{rank}-*.unfinished"))
+        """Whether a process is in the middle of a checkpoint; those killed before have left theirs there."""
+        for file in Path(self.folder, "checkpoints").glob(f"*/rows-{rank}-*.unfinished"):
+            with suppress(FileNotFoundError):  # it is finished
+                if file.stat().st_mtime > self.began:
+                    return True
+        return False
 
 
 def loads(folder):

@@ -56,6 +56,14 @@ def test_every_method_goes_on_bit_for_bit(case, order, tmp_path):
         assert (resumed.bytes, resumed.messages, resumed.rounds) == (whole.bytes, whole.messages, whole.rounds)
 
 
+@pytest.mark.parametrize("state", ["local", "average", "reset"])
+def test_moments_on_their_way_go_on_bit_for_bit(state, tmp_path):
+    options = {"optimizer": lambda p: torch.optim.Adam(p, lr=0.01), "optimizer_state": state}
+    whole = train(tether.EASGD(3), 20, **options)
+    train(tether.EASGD(3), 4, tmp_path, **options)
+    assert torch.equal(train(tether.EASGD(3), 20, tmp_path, **options).rows, whole.rows)
+
+
 def test_everything_of_a_run_is_saved(tmp_path):
     """BatchNorm's statistics, dropout, moments, schedule, batches, excluded workers, distances since the last round."""
     data = tether.data.digits()

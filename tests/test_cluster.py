@@ -16,6 +16,23 @@ PAGE = (ROOT / "docs" / "cluster.md").read_text()
 COMMANDS = dict(re.findall(r"```sh\n# on (\S+)\n(.*?)```", PAGE, re.DOTALL))
 """What to run on a host, by its address."""
 
+JOB = re.search(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", PAGE, re.DOTALL)[1]
+"""What to submit to SLURM."""
+
+# What SLURM has that the job calls: it is told of the hosts, and runs a command on each of them at once.
+SCONTROL = """#!/bin/sh
+[ "$*" = "show hostnames node[1-2]" ] && printf 'node1\\nnode2\\n'
+"""
+SRUN = """#!/bin/sh
+number=0
+for host in $HOSTS; do
+  number=$((number + 1))
+  ip netns exec "$host" unshare --uts sh -c 'hostname "$0" && exec "$@"' "node$number" "$@" &
+  tasks="$tasks $!"
+done
+for task in $tasks; do wait "$task" || exit 1; done
+"""
+
 INTERFACE = re.search(r"GLOO_SOCKET_IFNAME=(\w+)", PAGE)[1]
 
 pytestmark = pytest.mark.xdist_group("real")
@@ -62,6 +79,53 @@ def on_both(hosts, change=lambda command: command, timeout=240):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)  # the shell and torchrun, which ends its processes
                 process.wait(30)
+
+
+@pytest.fixture
+def names(hosts):
+    """Each host knows the other by its name."""
+    files = [Path("/etc/netns", host) for host in hosts]
+    for folder in files:
+        folder.mkdir(parents=True)
+        (folder / "hosts").write_text("".join(f"{address} node{n}\n" for n, address in enumerate(COMMANDS, 1)))
+    yield hosts
+    for folder in files:
+        shutil.rmtree(folder)
+
+
+def test_slurm(names, tmp_path):
+    """The job as it stands on the page, on two hosts that have names."""
+    for command, script in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (tmp_path / command).write_text(script)
+        (tmp_path / command).chmod(0o755)
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_NNODES": re.search(r"#SBATCH --nodes=(\d+)", JOB)[1],
+        "SLURM_CPUS_PER_TASK": re.search(r"#SBATCH --cpus-per-task=(\d+)", JOB)[1],
+        "HOSTS": " ".join(names),
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    job = subprocess.Popen(
+        ["bash", "-e", "-c", JOB],
+        cwd=ROOT,
+        env=os.environ | slurm,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = job.communicate(timeout=240)
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGTERM)
+            job.wait(30)
+    assert job.returncode == 0, output[-3000:]
+    found = ends(output)
+    assert sorted(rank for rank, *_ in found) == ["0", "1", "2", "3"]
+    assert {taken for _, taken, _ in found} == {ends(PAGE)[0][1]}
+    assert len({parameters for *_, parameters in found}) == 1
 
 
 def ends(text):

@@ -8,7 +8,7 @@ import tether
 from methods_table import M
 from problems import Point, Quadratics
 from real import launch
-from scenarios_four import OPTIMIZERS, ORDERS, ROWS_SETTINGS, D, long_messages, row_settings
+from scenarios_four import LOOPS, OPTIMIZERS, ORDERS, ROWS_SETTINGS, D, long_messages, row_settings, thousand
 from tether.workers import Stacked
 
 pytestmark = pytest.mark.xdist_group("real")
@@ -63,21 +63,10 @@ def agree(processes, name="row"):
 
 
 EVERYONE_AGREES = [
-    *(f"{state} {overlap}" for state in ("local", "average", "reset") for overlap in (0, 2)),
-    *(
-        "plain",
-        "accumulated",
-        "unused on one",
-        "unused on one, averaged",
-        "no moments on one, averaged",
-        "fused",
-        "one cycle",
-        "compiled",
-        "autocast",
-        "skipped",
-        "skipped overlap",
-    ),
-    *("uneven", "uneven overlap", "uneven ring", "uneven leader", "uneven multi-leader", "local buffers"),
+    *LOOPS,
+    *("local 2", "average 2", "reset 2", "unused on one, averaged", "no moments on one, averaged"),
+    *("skipped", "skipped overlap", "interrupted", "evaluated"),
+    *("uneven", "uneven overlap", "uneven ring", "uneven leader", "uneven multi-leader"),
 ]
 
 
@@ -87,7 +76,7 @@ def test_everyone_ends_with_the_center(real, name):
     assert agree(processes)
     assert agree(processes, "frozen")
     assert all(process["tied"] for process in processes)
-    if name != "local buffers":
+    if name not in ("local buffers", "nodes"):  # DistributedDataParallel has others take its first process's
         assert agree(processes, "variance")
 
 
@@ -102,6 +91,14 @@ def test_every_optimizer(real, name):
     torch.testing.assert_close(processes[0]["row"], own.mean(0))
 
 
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "LBFGS"])
+def test_all_of_an_optimizers_state_is_averaged(real, name):
+    """The last step is a round's: whatever it moves, everyone has the same of it."""
+    processes = real(f"optimizer {name}, averaged")
+    assert len(processes[0]["state"]) or name == "SGD"  # which has none without momentum
+    assert agree(processes, "state")
+
+
 @pytest.mark.parametrize(("order", "state"), ORDERS)
 def test_a_closure_changes_nothing(real, order, state):
     assert agree(real(f"closure True {order} {state}"))
@@ -114,8 +111,38 @@ def test_same_run_same_bits(real):
     assert torch.equal(real("plain")[0]["row"], real("again")[0]["row"])
 
 
-def test_compiled_is_plain(real):
-    torch.testing.assert_close(real("compiled")[0]["row"], real("plain")[0]["row"], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", LOOPS)
+def test_what_a_loop_by_hand_does(real, name):
+    """Parameters, BatchNorm's statistics and Adam's moments are those of means written into the loop."""
+    # Numbers of 8 bits, and sums in another order, cannot be the same for long.
+    tolerance = {"autocast": 2e-3, "compiled": 1e-5}.get(name, 1e-10)
+    for mine, theirs in zip(real(name), real(f"{name}, by hand"), strict=True):
+        assert mine["count"] == theirs["count"] == 13
+        for value in ("row", "variance", "moments"):
+            torch.testing.assert_close(mine[value], theirs[value], rtol=tolerance, atol=tolerance)
+
+
+def test_interrupted_in_the_middle_of_a_round(real):
+    """The state dicts of model, optimizer and rounds are all it takes to go on, bit for bit."""
+    for mine, theirs in zip(real("interrupted"), real("average 2"), strict=True):
+        assert torch.equal(mine["row"], theirs["row"])
+        assert torch.equal(mine["moments"], theirs["moments"])
+        assert torch.equal(mine["variance"], theirs["variance"])
+        assert (mine["count"], mine["rounds"], mine["sent"]) == (theirs["count"], theirs["rounds"], theirs["sent"])
+
+
+def test_evaluating_changes_nothing(real):
+    processes = real("evaluated")
+    assert torch.equal(processes[0]["row"], real("local 2")[0]["row"])
+    assert len(processes[0]["centers"]) == 2
+    for evaluation, center in enumerate(processes[0]["centers"]):
+        own = torch.stack([process["own"][evaluation] for process in processes])
+        assert not torch.equal(own[0], own[1])
+        torch.testing.assert_close(center, own.mean(0))
+
+
+def test_a_thousand_workers(real):
+    torch.testing.assert_close(torch.cat(real("a thousand workers")), thousand(1000), rtol=1e-12, atol=1e-12)
 
 
 def test_a_skipped_step_is_not_counted_and_shifts_nobody(real):
@@ -149,11 +176,13 @@ def test_nodes_of_two(real):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("refuses what should be the same and is not", "the anchor of EASGD is not the same for workers 0 and 2"),
         ("refuses another model", "8 trainable parameters on process 0 and 10 on process 2"),
         ("refuses a foreign optimizer", "the optimizer does not hold 'a.weight' and"),
         ("refuses a partial optimizer", "the optimizer does not hold 'weight' and 1 other"),
         ("refuses a wrapped optimizer", "Wrapped wraps an optimizer; give that one"),
         ("refuses LBFGS between gradients and update", "take order='step-then-mix'"),
+        ("refuses to average LBFGS", "take optimizer_state='local' or 'reset'"),
         ("refuses no loss", "call rounds.report(loss) before every optimizer.step()"),
     ],
 )

@@ -1,35 +1,73 @@
-"""A config under torchrun trains the same workers as in a simulation."""
+"""Every synchronous method by the command: under torchrun it trains the same workers as in a simulation."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-ROOT = Path(__file__).parent.parent
+import tether
+from tether.methods import METHODS
+
+CONFIG = Path(__file__).with_name("every_method.toml")
+STEPS = 200
+
+SYNCHRONOUS = [name for name, kind in METHODS.items() if not issubclass(kind, tether.CenterMethod)]
+"""The others depend on who comes first."""
 
 pytestmark = pytest.mark.xdist_group("real")
 
 
-def output(*command):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    arguments = ["train", str(ROOT / "examples" / "digits.toml"), "--set", "steps=60", "--set", "dtype=float64"]
+def compare(methods, out, settings, *launcher):
+    """`tether compare` of all methods into a folder."""
+    arguments = ["compare", str(CONFIG), "--methods", ",".join(methods), "--out", str(out)]
+    for setting in settings:
+        arguments += ["--set", setting]
     done = subprocess.run(
-        [sys.executable, *command, "-m", "tether", *arguments, "--set", "overlap=3"],
-        env=environment,
+        [sys.executable, *launcher, "-m", "tether", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return [line.split() for line in done.stdout.splitlines() if line.strip() and "seconds" not in line]
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stdout.count("consensus") == 1  # one process prints
 
 
-def test_torchrun_trains_what_the_simulator_does():
-    simulated = output()
-    real = output("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    # Rounding may show in the last digit of a consensus distance near zero.
-    assert [line for line in real if "distance" not in line] == [line for line in simulated if "distance" not in line]
-    assert any("accuracy" in line for line in real)
+def result(folder):
+    """What a run came to, without what is another number for every run, or rounding."""
+    found = json.loads((folder / "result.json").read_text())
+    return {key: found[key] for key in found if key not in ("seconds", "consensus")}
+
+
+def rows(folder):
+    """`[m, d]`, the workers at the end, put together from what each process has saved."""
+    saved = tether.Checkpoints(folder / "checkpoints").load(tether.Stacked(1), torch.device("cpu"))
+    assert saved.step == STEPS
+    return torch.cat([part["rows"]["x"] for part in saved.parts])
+
+
+@pytest.mark.parametrize(
+    ("left_out", "settings"),
+    [
+        ((), ()),
+        # A round every step cannot overlap three.
+        (("sync",), ("overlap=3", "order=mix-then-step", "optimizer={ name = 'Adam', lr = 0.01 }")),
+    ],
+    ids=["momentum", "Adam, overlap"],
+)
+def test_torchrun_trains_what_the_simulator_does(left_out, settings, tmp_path):
+    methods = [name for name in SYNCHRONOUS if name not in left_out]
+    compare(methods, tmp_path / "simulated", settings)
+    compare(methods, tmp_path / "real", settings, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    for name in methods:
+        real, simulated = tmp_path / "real" / name, tmp_path / "simulated" / name
+        assert result(real) == result(simulated), name
+        mine, theirs = rows(real), rows(simulated)
+        assert mine.shape == (8, 610)
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12, msg=lambda said, name=name: f"{name}: {said}")

@@ -164,13 +164,15 @@ class Attached:
     def state_dict(self) -> dict[str, Tree]:
         """What rounds need to go on, for a checkpoint of your own. Lands nothing, but waits for what is on its way."""
         sent = self.workers.messages, self.workers.bytes
-        return self.rounds.state_dict() | {"present": self._ranks.present.clone(), "sent": sent}
+        present = self._ranks.present.clone()
+        return self.rounds.state_dict() | {"present": present, "sent": sent, "moments": self._all_have_moments}
 
     def load_state_dict(self, saved: dict[str, Tree]) -> None:
         """Go on from a `state_dict`. The model's and the optimizer's own are the caller's to load, before."""
         self.rounds.load_state_dict(saved)
         self._ranks.present.copy_(saved["present"])
         self.workers.messages, self.workers.bytes = saved["sent"]
+        self._all_have_moments = saved["moments"]
 
     def save(self, values: Mapping[str, Tree] | None = None) -> None:
         """Save a checkpoint: model, optimizer, rounds and what is on its way, random numbers, and values of your own.
@@ -341,12 +343,12 @@ class Attached:
         return companions
 
     def _moments(self) -> dict[str, list[Tensor]]:
-        """The optimizer's state that has a value a parameter, by name, as rows `[1, n]`."""
+        """The optimizer's state but what is one number a tensor, such as counts of steps; by name, as rows `[1, n]`."""
         moments: dict[str, list[Tensor]] = {}
         for group in self._optimizer.param_groups:
             for p in group["params"]:
                 for name, value in self._optimizer.state.get(p, {}).items():
-                    if isinstance(value, Tensor) and value.shape == p.shape:
+                    if isinstance(value, Tensor) and (value.dim() or not p.dim()):
                         moments.setdefault(name, []).append(value.view(1, -1))
         return moments
 

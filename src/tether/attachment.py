@@ -57,7 +57,7 @@ def attach(
         buffers: "average" takes the mean of real buffers (BatchNorm's statistics) whenever a round lands, "local"
             leaves each worker its own.
         optimizer_state: "local" leaves moments where they are, "average" takes their mean whenever a round lands,
-            "reset" clears the state then.
+            "reset" clears the state then. LBFGS has nothing that could be averaged.
         samples: how many samples this worker holds, for methods that weigh by them.
         checkpoints: where `save` saves to and `load` loads from.
         timeout: seconds without a sign of life after which another process is taken for lost. One that is merely slow
@@ -76,7 +76,7 @@ def attach(
     check_choice("optimizer_state", optimizer_state, OptimizerState)
     workers = Ranks(group, timeout=timeout)
     _warn_of_stale_store(workers)
-    _check_optimizer(model, optimizer, order)
+    _check_optimizer(model, optimizer, order, optimizer_state)
     replicas = Replicas(model, 1)
     _check_same_everywhere(workers, replicas)
     replicas.bind(model, 0)
@@ -113,7 +113,9 @@ def _warn_of_stale_store(workers: Ranks) -> None:
         )
 
 
-def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, order: Order) -> None:
+def _check_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, order: Order, optimizer_state: OptimizerState
+) -> None:
     if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         raise ValueError(
             f"{type(optimizer).__name__} wraps an optimizer; give that one, which takes the steps: optimizer.optimizer"
@@ -122,6 +124,11 @@ def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, order: 
         raise ValueError(
             "LBFGS asks for gradients many times a step, so nothing can be mixed between gradients and update: "
             "take order='step-then-mix'"
+        )
+    if isinstance(optimizer, torch.optim.LBFGS) and optimizer_state == "average":
+        raise ValueError(
+            "LBFGS keeps pairs of steps and changes of the gradient, whose mean over workers is of no function: take "
+            "optimizer_state='local' or 'reset'"
         )
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}

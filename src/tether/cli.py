@@ -92,13 +92,14 @@ def compare(
     tensorboard: TensorBoard = False,
     overrides: Overrides = None,
 ) -> None:
-    """Run several methods at equal local steps and print a table."""
+    """Run several methods at equal local steps and print a table; under torchrun, on real workers."""
     from tether.config import ConfigError
     from tether.result import NonFiniteLossError
-    from tether.run import check, load_data
+    from tether.run import check, load_data, processes
 
     _check_has_place(tensorboard, out)
     settings = _load(config, overrides)
+    console.quiet = processes()[0] > 0
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise ConfigError(f"--methods {methods}: name at least one method")

@@ -143,15 +143,18 @@ def _workers(config: Config) -> int | Ranks:
         store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "nccl" if _device(config).startswith("cuda") else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    made: list[Ranks] = []
-    atexit.register(_leave, made)  # before those of Ranks, so that it comes after them
-    made.append(Ranks(rows=rows))
-    return made[0]
+        atexit.register(_leave)  # before what Ranks registers, so that it comes after that
+    _made.append(Ranks(rows=rows))
+    return _made[-1]
 
 
-def _leave(made: list[Ranks]) -> None:
+_made: list[Ranks] = []
+"""The workers of all runs of this process: their results may communicate until it ends."""
+
+
+def _leave() -> None:
     """Let go of the process group before the interpreter ends, which its threads could abort."""
-    for ranks in made:
+    for ranks in _made:
         ranks.close()
     dist.destroy_process_group()
 
