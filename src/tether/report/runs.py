@@ -18,6 +18,10 @@ KEYS_IN_A_NAME = 3
 """Runs of one method are named by what differs between them, if it is no more than so many keys."""
 
 
+TIMELINE_ROUNDS = 20
+"""So many rounds from the start are drawn on a timeline: they are alike, and more could not be told apart."""
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """A run, its n records as columns.
@@ -44,6 +48,7 @@ class Run:
         computed: `[n, m]`, virtual seconds that each worker has computed.
         waited: `[n, m]`, virtual seconds that each worker has waited.
         arrivals: `[n, m]`, virtual seconds at which each worker has what the last round sends it.
+        trips: of each of the first records, what has gone to a center and back since the one before, as `Trip` has it.
         center: `[n]` by measure, the mean model on held-out data; NaN where it was not evaluated.
         best: `[n]` by measure, the worker with the least training loss, likewise.
     """
@@ -69,6 +74,7 @@ class Run:
     computed: np.ndarray | None
     waited: np.ndarray | None
     arrivals: np.ndarray | None
+    trips: list[list[dict[str, Any]]]
     center: dict[str, np.ndarray]
     best: dict[str, np.ndarray]
 
@@ -192,6 +198,7 @@ _ROW = {
     "consensus": float,
     "evaluated": bool,
     "leaders": None,
+    "trips": None,
     "center": None,
     "best": None,
     "now": None,
@@ -216,6 +223,7 @@ def _row(record: Mapping[str, Any], workers: int) -> dict[str, Any]:
         "consensus": record["consensus"],
         "evaluated": record["best_worker"] is not None,
         "leaders": record["leader"],
+        "trips": record["trips"] if record["round"] <= TIMELINE_ROUNDS else [],
         "center": dict(record["center"]),
         "best": dict(record["best"]),
     } | {key: record["virtual"] and record["virtual"][key] for key in _TIMES}

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tether.report.runs import Run
-
-ROUNDS = 20
-"""So many rounds from the start are drawn: they are alike, and more could not be told apart."""
+from tether.report.runs import TIMELINE_ROUNDS, Run
 
 WORKERS = 64
 """So many workers are drawn, the first of them."""
@@ -62,8 +59,24 @@ def timeline(run: Run) -> Timeline | None:
     assert run.now is not None
     assert run.waited is not None
     assert run.arrivals is not None
-    records = np.flatnonzero(run.rounds <= ROUNDS)
+    records = np.flatnonzero(run.rounds <= TIMELINE_ROUNDS)
     workers = min(run.workers, WORKERS)
+    spans = _of_trips(run, workers) if any(run.trips) else _of_rounds(run, records, workers)
+    most = int(np.nanargmin(run.waited[-1]))
+    finding = f"Workers waited for {share:.0%} of their time"
+    finding += f"; worker {most} waited least." if share > 0.005 and np.ptp(run.waited[-1]) > 0 else "."
+    what = "visits to the center of each worker" if any(run.trips) else "rounds"
+    drawn = f"The first {run.rounds[records[-1]]:,} {what}" if len(records) else f"No {what}"
+    drawn += f" of the first {workers} workers" if workers < run.workers else ""
+    caption = f"{drawn}: coloured while a worker computes, pale while it waits; a thin line is a message on its way."
+    return Timeline(workers, spans, finding, caption)
+
+
+def _of_rounds(run: Run, records: np.ndarray, workers: int) -> dict[str, Spans]:
+    """Of the times at which workers met."""
+    assert run.now is not None
+    assert run.waited is not None
+    assert run.arrivals is not None
     now, idle, arrivals = (
         np.vstack([np.zeros(workers), each[records, :workers]]) for each in (run.now, run.waited, run.arrivals)
     )
@@ -71,21 +84,33 @@ def timeline(run: Run) -> Timeline | None:
     # A wait ends when a round arrives: that of the record before, if it was still on its way then, else this one's.
     resumed = np.where((since < arrival) & (arrival <= until), arrival, until)
     paused = resumed - idle
-    spans = {
+    return {
         "computing": _spans(np.vstack([since, resumed]), np.vstack([paused, until])),
         "waiting": _spans(paused, resumed),
         "sending": _spans(since, np.where(idle > 0, np.minimum(paused, arrival), np.minimum(arrival, until))),
     }
-    most = int(np.nanargmin(run.waited[-1]))
-    finding = f"Workers waited for {share:.0%} of their time"
-    finding += f"; worker {most} waited least." if share > 0.005 and np.ptp(run.waited[-1]) > 0 else "."
-    drawn = f"The first {run.rounds[records[-1]]:,} rounds" if len(records) else "No rounds"
-    drawn += f" of the first {workers} workers" if workers < run.workers else ""
-    caption = f"{drawn}: coloured while a worker computes, pale while it waits; a thin line is a message on its way."
-    return Timeline(workers, spans, finding, caption)
 
 
-def _spans(since: np.ndarray, until: np.ndarray) -> Spans:
-    """Those that take any time, from `[k, m]` of begins and ends."""
-    record, worker = np.nonzero(until - since > 1e-12 * np.nanmax(until, initial=0))
-    return Spans(worker, since[record, worker], until[record, worker])
+def _of_trips(run: Run, workers: int) -> dict[str, Spans]:
+    """Of the times at which each worker by itself has sent a message to the center, and had the reply."""
+    trips = [trip for record in run.trips for trip in record if trip["worker"] < workers]
+    worker = np.array([trip["worker"] for trip in trips], dtype=int)
+    sent, replied, resumed, waited = (
+        np.array([trip[name] for trip in trips]) for name in ("sent", "replied", "resumed", "waited")
+    )
+    paused = resumed - waited
+    since, before = np.zeros(len(trips)), np.zeros(workers)
+    for number, who in enumerate(worker):
+        since[number], before[who] = before[who], resumed[number]
+    whose = np.concatenate([worker, worker])
+    return {
+        "computing": _spans(np.concatenate([since, sent]), np.concatenate([sent, paused]), whose),
+        "waiting": _spans(paused, resumed, worker),
+        "sending": _spans(sent, np.minimum(replied, paused), worker),
+    }
+
+
+def _spans(since: np.ndarray, until: np.ndarray, worker: np.ndarray | None = None) -> Spans:
+    """Those that take any time: of these workers; or from `[k, m]` of begins and ends."""
+    (*_, whose) = taken = np.nonzero(until - since > 1e-12 * np.nanmax(until, initial=0))
+    return Spans(whose if worker is None else worker[taken], since[taken], until[taken])
