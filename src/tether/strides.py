@@ -85,8 +85,9 @@ class Strides:
             for together in self._groups(list(left)):
                 count = min(left[row] for row in together)
                 ends = [row for row in together if left[row] == count]
-                # Rows that end here hold their last step; the others' is like any other.
-                for part, hold_last in ((ends, hold), ([row for row in together if left[row] > count], False)):
+                going = [row for row in together if left[row] > count]
+                # Rows that end here may hold their last step, which for the others is one like any other.
+                for part, hold_last in ((ends, True), (going, False)) if hold else ((together, False),):
                     for chunk in _chunks(part, self._way.block):
                         taken = self._stride(chunk, count, hold_last)
                         for row, mine in zip(chunk, taken, strict=True):
