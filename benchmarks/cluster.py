@@ -64,11 +64,11 @@ def run_hosts(cluster: Cluster, tasks: Sequence[Task], timeout: float) -> list[R
 
 @dataclass(frozen=True)
 class Goal:
-    """The training loss to reach: the mean over hosts and so many last steps.
+    """The training loss to reach: the mean of the last steps of all hosts, in the order of time.
 
     Attributes:
         loss: the loss.
-        window: over how many steps it is averaged.
+        window: over how many steps a host it is averaged.
     """
 
     loss: float
@@ -106,10 +106,12 @@ class Measurement:
 def measurement(strategy: str, mbit: float, settings: Settings, goal: Goal, reports: Sequence[Report]) -> Measurement:
     """Put together what the hosts have seen."""
     start = min(report.start for report in reports)
-    ends = [max(moments) - start for moments in zip(*(report.ends for report in reports), strict=True)]
-    losses = [statistics.mean(losses) for losses in zip(*(report.losses for report in reports), strict=True)]
-    averaged = [statistics.mean(losses[i : i + goal.window]) for i in range(len(losses) - goal.window + 1)]
-    moments = zip(averaged, ends[goal.window - 1 :], strict=True)
+    # Hosts that do not wait for one another are at different steps at the same time.
+    steps = sorted(step for report in reports for step in zip(report.ends, report.losses, strict=True))
+    ends, losses = zip(*steps, strict=True)
+    window = goal.window * settings.hosts
+    averaged = [statistics.mean(losses[i : i + window]) for i in range(len(losses) - window + 1)]
+    moments = zip(averaged, (end - start for end in ends[window - 1 :]), strict=True)
     parameters = reports[0].parameters
     return Measurement(
         strategy=strategy,
@@ -137,6 +139,7 @@ def table(measurements: Sequence[Measurement], settings: Settings, goal: Goal) -
     title = (
         f"{settings.hosts} hosts at {first.mbit:g} Mbit/s: {settings.data}, d = {first.parameters:,}, batch "
         f"{settings.batch}, {settings.steps} local steps, period {settings.period}, overlap {settings.overlap}"
+        + (f"; host {settings.hosts - 1} takes {settings.slow:g} times as long for a step" if settings.slow > 1 else "")
     )
     shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     shown.add_column("\n\nstrategy", no_wrap=True)
@@ -226,6 +229,9 @@ def main(
     loss: Annotated[float, typer.Option(help="The training loss to reach.")] = 0.6,
     window: Annotated[int, typer.Option(min=1, help="Over how many steps that loss is averaged.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the model and the batches.")] = 0,
+    slow: Annotated[
+        float, typer.Option(min=1, help="Times as long as others that the last host takes for a step.")
+    ] = 1,
     repeat: Annotated[int, typer.Option(min=1, help="How often to run each strategy, in turns.")] = 1,
     once: Annotated[str, typer.Option(help="Strategies to run only once, with commas between them.")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds that one strategy may take, its start included.")] = 900,
@@ -243,7 +249,7 @@ def main(
         raise typer.BadParameter(f"--window {window} is more than --steps {steps}")
     speeds, widths, names = numbers(mbit, float), numbers(hidden, int), chosen(strategies, console)
     single = chosen(once, console) if once else []
-    settings = Settings(hosts, steps, period, overlap, batch, widths, lr, data, seed, timeout)
+    settings = Settings(hosts, steps, period, overlap, batch, widths, lr, data, seed, timeout, slow)
     goal = Goal(loss, window)
     measured: list[Measurement] = []
     failures: list[dict[str, Any]] = []

@@ -35,6 +35,7 @@ class Settings:
         data: name of a data set in `tether.data`.
         seed: of the model and of the batches.
         timeout: seconds that a strategy may take.
+        slow: how many times as long a local step takes on the last host.
     """
 
     hosts: int
@@ -47,6 +48,7 @@ class Settings:
     data: str
     seed: int
     timeout: float
+    slow: float
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ def neighbours(m: int, d: int) -> float:
 def one_to_all(m: int, d: int) -> float:
     """A model from one host to all others, averaged over hosts; before it, a loss from each to all."""
     return (m - 1) / m * BYTES * d + (m - 1) * BYTES
+
+
+def with_center(m: int, d: int) -> float:
+    """A model from every host but the first to the center there, and one back; averaged over hosts."""
+    return 2 * (m - 1) / m * BYTES * d
 
 
 def nothing(m: int, d: int) -> float:
@@ -292,5 +299,7 @@ STRATEGIES: dict[str, Strategy] = {
     **_attached("tether-easgd", tether.EASGD, all_reduce),
     **_attached("tether-ring", tether.DecentralizedSGD, neighbours),
     **_attached("tether-leader", tether.LSGD, one_to_all),
+    **_attached("tether-downpour", tether.Downpour, with_center),
+    **_attached("tether-async-easgd", tether.AsynchronousEASGD, with_center),
 }
 """Every strategy by its name."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep, thread_time
 
 import torch
 import torch.distributed as dist
@@ -85,14 +85,18 @@ def batches(task: Task, samples: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]
     return [tuple(t[indices] for t in samples) for indices in drawn]
 
 
-def train_step(loop: Loop, parameters: list[nn.Parameter], batch: tuple[Tensor, ...], watch: Stopwatch) -> float:
-    """One local step and whatever communication belongs to it. Returns the training loss."""
+def train_step(
+    loop: Loop, parameters: list[nn.Parameter], batch: tuple[Tensor, ...], watch: Stopwatch, slow: float = 1.0
+) -> float:
+    """One local step, that takes `slow` times as long, and whatever communication belongs to it. Returns the loss."""
+    begun = thread_time()
     for p in parameters:
         p.grad = None
     inputs, labels = batch
     loss = nn.functional.cross_entropy(loop.model(inputs), labels)
     with watch.time("backward"):
         loss.backward()
+    sleep((slow - 1) * (thread_time() - begun))
     with watch.time("update"):
         loop.update(loss)
     return loss.item()
@@ -141,12 +145,13 @@ def run(task: Task) -> Report:
     feed = batches(task, data.train)
     usual, watch = warm_up(task, model, feed), Stopwatch()
     losses, ends = [], []
+    slow = task.settings.slow if task.host == task.settings.hosts - 1 else 1.0
     with strategy.begin(task, model) as loop:
         parameters = list(model.parameters())
         dist.barrier()
         before, start = Sent.now(), monotonic()
         for batch in feed:
-            losses.append(train_step(loop, parameters, batch, watch))
+            losses.append(train_step(loop, parameters, batch, watch, slow))
             ends.append(monotonic())
         loop.finish()
         finish = monotonic()

@@ -18,13 +18,14 @@ from real import free_port
 
 PERIOD, OVERLAP, SAVE_EVERY, TIMEOUT = 5, 3, 7, 6.0
 
-# Started once with PyTorch in it, and forked for every process: these tests start a hundred of them.
+# Started once with PyTorch in it, and what the first optimizer imports, and forked for every process: these tests start
+# a hundred of them.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["torch", "torch.distributed", "tether.attachment", "crash"])
+processes.set_forkserver_preload(["torch", "torch._dynamo", "tether.attachment", "tether.attached_center", "crash"])
 
 
-def worker(rank, size, port, folder, *rest):
-    """Train; leave the parameters, or the process that was missed, in the folder."""
+def worker(train, rank, size, port, folder, *rest):
+    """Train by a function; leave the parameters, or the process that was missed, in the folder."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
     torch.set_num_threads(1)
     logging.basicConfig(filename=folder / f"log-{rank}.txt", level=logging.WARNING)
@@ -78,7 +79,7 @@ def train(rank, folder, steps, method, pause, in_flight, taken):
 class Run:
     """Processes that train together."""
 
-    def __init__(self, size, folder, steps, method, pause=0.0):
+    def __init__(self, size, folder, steps, method, pause=0.0, train=train):
         for file in folder.glob("lost-*.txt"):
             file.unlink()
         self.folder = folder
@@ -88,7 +89,7 @@ class Run:
         port = free_port()
         self.processes = [
             processes.Process(
-                target=worker, args=(rank, size, port, folder, steps, method, pause, self.in_flight, self.steps)
+                target=worker, args=(train, rank, size, port, folder, steps, method, pause, self.in_flight, self.steps)
             )
             for rank in range(size)
         ]

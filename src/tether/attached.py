@@ -1,63 +1,37 @@
-"""Rounds hooked onto a user's optimizer: how processes agree on what they do together, and what they save."""
+"""Rounds hooked onto a user's optimizer: what all kinds of them share."""
 
 from __future__ import annotations
 
-import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from tether import random_state
+from tether.arrival_log import ArrivalLog
 from tether.checkpoint import Checkpoints
 from tether.checks import check_choice
 from tether.methods import Method
 from tether.replicas import Replicas
 from tether.rounds import Companion, Order, Rounds
-from tether.trees import Tree, mean_of
-from tether.workers import Metered, Pending, Ranks
-
-log = logging.getLogger(__name__)
+from tether.trees import Tree
+from tether.triggers import Pace
+from tether.workers import Metered, Ranks
 
 OptimizerState = Literal["local", "average", "reset"]
 
-# What a process is about to do, when processes meet; a round is the number of its part added to the last.
-CLOSE, CENTER, SAVE, ROUND = 0, 1, 2, 3
+Keep = Literal["center", "own"]
 
 
-@dataclass(frozen=True)
-class Meeting:
-    """What every process is about to do; each says so before it communicates."""
-
-    intents: Int[Tensor, " processes"]
-
-    @property
-    def round(self) -> int | None:
-        """The part of the method whose round some process starts; then it is everyone's."""
-        return self.first - ROUND if self.first >= ROUND else None
-
-    @property
-    def first(self) -> int:
-        """What is done first, by everyone: the others then do that too."""
-        return int(self.intents.max())
-
-    @property
-    def closing(self) -> Tensor:
-        """The processes whose data has ended."""
-        return (self.intents == CLOSE).nonzero().flatten()
-
-
-class Attached:
+class Attached(ABC):
     """Rounds hooked onto an optimizer; made by `attach`.
 
-    Before each round, and in `center`, `save` and `close`, processes say what they are about to do. A process that does
-    something else than start a round takes part in a round that others start, so all take part in the same ones, in
-    the same order, and nobody waits for ever: not for a process that has skipped a step, and not for one whose data has
-    ended. Such a one takes part with its parameters once more, then with a weight of zero until all have closed.
+    Attributes:
+        workers: the workers, with what they send counted.
+        rounds: the rounds themselves.
     """
 
     def __init__(
@@ -65,7 +39,8 @@ class Attached:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         method: Method,
-        workers: Ranks,
+        ranks: Ranks,
+        workers: Metered,
         replicas: Replicas,
         *,
         overlap: int,
@@ -74,12 +49,15 @@ class Attached:
         optimizer_state: OptimizerState,
         samples: int,
         checkpoints: Checkpoints | None,
+        pace: Pace,
+        log: ArrivalLog | None,
     ):
-        self.workers = Metered(workers)
-        self._ranks = workers
+        self.workers = workers
+        self._ranks = ranks
         self._model = model
         self._optimizer = optimizer
         self._checkpoints = checkpoints
+        self._log = log
         self._values: Mapping[str, Tree] = {}
         self._kind: list[str | int] = ["attach", type(method).__name__, replicas.parameters]
         self._replicas = replicas
@@ -89,9 +67,7 @@ class Attached:
         self._first_state = optimizer.state_dict()["state"]
         self._needs_loss = any(part.needs_losses for part in method.parts)
         self._loss = self._no_loss = replicas.x.new_full((1, 1), torch.nan)
-        self._met: Pending | None = None
         self._open = True
-        self._all_have_moments = False
         self.rounds = Rounds(
             method,
             self.workers,
@@ -99,6 +75,7 @@ class Attached:
             overlap=overlap,
             samples=torch.full((1,), float(samples)),
             companions=self._companions,
+            pace=pace,
             on_land=self._on_land,
         )
         self._mix_first = order == "mix-then-step"
@@ -128,57 +105,57 @@ class Attached:
 
     @contextmanager
     def center(self) -> Iterator[None]:
-        """Within, the model has the mean of the workers' parameters and buffers; afterwards its own again.
+        """Within, the model has the parameters and buffers of the center; afterwards its own again.
 
-        Every process enters at the same point of its program. Rounds that others are still at are taken part in first.
+        The center is the mean of the workers, and every process enters at the same point of its program; rounds that
+        others are still at are taken part in first. With an asynchronous method it is the model at the center, and a
+        process may enter alone.
         """
-        self._meet(CENTER)
+        if not self._open:
+            raise RuntimeError("these rounds are closed: evaluate and save before rounds.close()")
+        center = self._center()
         matrices = self._matrices()
         own = [matrix.clone() for matrix in matrices]
-        self._mean_of(matrices)
+        self._be(center)
         try:
             yield
         finally:
-            for matrix, before in zip(matrices, own, strict=True):
-                matrix.copy_(before)
+            self._be(own)
 
-    def close(self, keep: Literal["center", "own"] = "center") -> None:
-        """No more steps here: go on taking part until no process has any, then land what is on its way.
+    def close(self, keep: Keep = "center") -> None:
+        """No more steps here: wait until no process has any, meanwhile take part in rounds; all on its way lands.
 
         Args:
             keep: what the model is left with, the "center" of those who were last to close, or its "own" parameters.
         """
-        check_choice("keep", keep, Literal["center", "own"])
+        check_choice("keep", keep, Keep)
         if not self._open:
             return
         self._open = False
         for hook in self._hooks:
             hook.remove()
-        self._meet(CLOSE)
-        self.rounds.close()
-        self.rounds.check_replicated(self._ranks)
-        if keep == "center":
-            self._mean_of(self._matrices())
+        center = self._close(keep)
+        if center is not None:
+            self._be(center)
+        if self._log is not None:
+            self._log.close()
         self._ranks.close()
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Tree]:
         """What rounds need to go on, for a checkpoint of your own. Lands nothing, but waits for what is on its way."""
-        sent = self.workers.messages, self.workers.bytes
-        present = self._ranks.present.clone()
-        return self.rounds.state_dict() | {"present": present, "sent": sent, "moments": self._all_have_moments}
 
+    @abstractmethod
     def load_state_dict(self, saved: dict[str, Tree]) -> None:
         """Go on from a `state_dict`. The model's and the optimizer's own are the caller's to load, before."""
-        self.rounds.load_state_dict(saved)
-        self._ranks.present.copy_(saved["present"])
-        self.workers.messages, self.workers.bytes = saved["sent"]
-        self._all_have_moments = saved["moments"]
 
+    @abstractmethod
     def save(self, values: Mapping[str, Tree] | None = None) -> None:
         """Save a checkpoint: model, optimizer, rounds and what is on its way, random numbers, and values of your own.
 
         Every process calls it at the same point of its program. One whose data has ended takes part from `close`, with
-        the values that it gave last.
+        the values that it gave last. With an asynchronous method each process saves its own part, when it calls, and
+        the first process the center.
 
         Args:
             values: what else the loop needs to go on, such as `{"batch": 120, "scheduler": scheduler.state_dict()}`.
@@ -187,16 +164,13 @@ class Attached:
             ValueError: if `attach` was not told where, or the values hold what a checkpoint cannot.
             CheckpointError: if some process could not write its part; the checkpoints before stay.
         """
-        self._values = dict(values or {})
-        self._where()
-        self._meet(SAVE)
-        self._write()
 
+    @abstractmethod
     def load(self) -> dict[str, Tree]:
         """Go on from the newest checkpoint; before the first step. Every process calls it at the same point.
 
         As many processes as saved it go on bit for bit; others from the mean of the models and moments of then, with
-        the first process's values, and the log says so.
+        the first process's values, and the log says so. With an asynchronous method: see `tether.attached_center`.
 
         Returns:
             The values given to `save`; empty if there is no checkpoint yet.
@@ -205,45 +179,38 @@ class Attached:
             ValueError: if `attach` was not told where, or the checkpoint is of another model or method.
             CheckpointError: if there are checkpoints, and none of them can be used.
         """
-        saved = self._where().load(self._ranks, self._replicas.x.device)
-        if saved is None:
-            return {}
-        saved.check_is_of(self._kind)
-        part = saved.parts[0]
-        if not saved.same:
-            log.warning("going on after %d local steps from the mean of %d workers", saved.step, len(saved.parts))
-            present = part["rounds"]["present"].double().tolist()
-            of_all = {name: [each[name] for each in saved.parts] for name in ("model", "optimizer")}
-            part = part | {name: mean_of(trees, present) for name, trees in of_all.items()}
-        self._model.load_state_dict(part["model"])
-        self._optimizer.load_state_dict(part["optimizer"])
-        self._values = part["values"]
-        if saved.same:
-            self.load_state_dict(part["rounds"])
-            random_state.restore(part["random"], self._replicas.x.device)
-        else:
-            self.rounds.restart(part["rounds"])
-        return dict(self._values)
+
+    @abstractmethod
+    def _center(self) -> list[Tensor]:
+        """What `_matrices` are at the center, a row each."""
+
+    @abstractmethod
+    def _close(self, keep: Keep) -> list[Tensor] | None:
+        """Take part until all have closed; the center if it is to be kept."""
+
+    def _round(self, part: int) -> None:
+        """The round of a part of the method is due."""
+        self.rounds.send(part, self._lr)
 
     def _where(self) -> Checkpoints:
         if self._checkpoints is None:
             raise ValueError("say where: tether.attach(..., checkpoints=tether.Checkpoints(folder))")
         return self._checkpoints
 
-    def _write(self) -> None:
-        self.rounds.check_replicated(self._ranks)
-        device = self._replicas.x.device
-        state = {
+    def _state(self) -> dict[str, Tree]:
+        """All that this process needs to go on."""
+        return {
             "kind": self._kind,
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "rounds": self.state_dict(),
-            "random": random_state.take(device),
+            "random": random_state.take(self._device),
             "values": dict(self._values),
         }
-        # Whoever has skipped a step has counted fewer.
-        counts = self._ranks.gather(torch.full((1,), float(self.count), dtype=torch.float64, device=device))
-        self._where().save(int(counts.max()), state, self._ranks, device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._replicas.x.device
 
     def _before_step(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Whatever is done between gradients and update; a closure, which makes the gradients, is called before it."""
@@ -274,83 +241,21 @@ class Attached:
         for part in starting:
             self._round(part)
 
-    def _round(self, part: int) -> None:
-        self._say(ROUND + part)
-        self._send(part)
-
-    def _send(self, part: int, join: bool = False) -> None:
-        """Start a round, or join one."""
-        if self._optimizer_state == "average" and not self._all_have_moments:
-            # Moments come to be with the first step, which a process may have skipped.
-            mine = torch.full_like(self._replicas.x[:, 0], float(bool(self._moments())))
-            self._all_have_moments = bool(self._ranks.gather(mine).all())
-        (self.rounds.join if join else self.rounds.send)(part, self._lr)
-
     @property
     def _lr(self) -> float:
         return float(self._optimizer.param_groups[0]["lr"])
-
-    def _say(self, intent: int) -> Pending:
-        """Tell the others what this process is about to do. First heed what was said last: it is of a round landed."""
-        if self._met is not None:
-            self._heed(self._met)
-        mine = torch.tensor([intent], device=self._replicas.x.device)
-        self._met = self._ranks.gather_async(mine)
-        return self._met
-
-    def _heed(self, met: Pending) -> Meeting:
-        """Hear what everyone was about to do; those whose data has ended count no more from now on."""
-        meeting = Meeting(met.wait().cpu())
-        self._met = None
-        if meeting.first != CLOSE:
-            for process in meeting.closing.tolist():
-                self._ranks.present[process] = False
-        return meeting
-
-    def _meet(self, intent: int) -> None:
-        """Take part in what others do until everyone is where this process is, or has closed."""
-        if not self._open and intent != CLOSE:
-            raise RuntimeError("these rounds are closed: evaluate and save before rounds.close()")
-        while True:
-            met = self._say(intent)
-            meeting = Meeting(met.wait().cpu())
-            if meeting.round is not None:
-                self._send(meeting.round, join=True)
-            self._heed(met)
-            if meeting.first == intent:
-                return
-            if meeting.first == SAVE:
-                self._write()
-            elif meeting.first == CENTER:
-                self._mean_of([matrix.clone() for matrix in self._matrices()])
 
     def _matrices(self) -> list[Tensor]:
         """X and, if they are averaged, buffers."""
         return [self._replicas.x, *(self._replicas.averaged_buffers().values() if self._average_buffers else ())]
 
-    def _mean_of(self, matrices: list[Tensor]) -> None:
-        for matrix, mean in [(matrix, self.workers.mean(matrix)) for matrix in matrices]:
-            matrix.copy_(mean.wait().expand_as(matrix))
+    def _be(self, rows: list[Tensor]) -> None:
+        for matrix, row in zip(self._matrices(), rows, strict=True):
+            matrix.copy_(row)
 
     def _companions(self) -> dict[str, Companion]:
-        companions: dict[str, Companion] = {}
-        if self._average_buffers:
-            for name, matrix in self._replicas.averaged_buffers().items():
-                companions[f"buffer {name}"] = Companion([matrix])
-        if self._all_have_moments:
-            for name, moments in self._moments().items():
-                companions[f"optimizer {name}"] = Companion(moments, dim=1)
-        return companions
-
-    def _moments(self) -> dict[str, list[Tensor]]:
-        """The optimizer's state but what is one number a tensor, such as counts of steps; by name, as rows `[1, n]`."""
-        moments: dict[str, list[Tensor]] = {}
-        for group in self._optimizer.param_groups:
-            for p in group["params"]:
-                for name, value in self._optimizer.state.get(p, {}).items():
-                    if isinstance(value, Tensor) and (value.dim() or not p.dim()):
-                        moments.setdefault(name, []).append(value.view(1, -1))
-        return moments
+        """What is averaged beside the rows whenever a round lands."""
+        return {}
 
     def _fill_gradients(self) -> None:
         for group in self._optimizer.param_groups:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from tether.arrival_log import ArrivalLog
 from tether.attached import Attached, OptimizerState
+from tether.attached_meetings import AttachedByMeetings
 from tether.checkpoint import Checkpoints
 from tether.checks import check_choice
-from tether.methods import Method
+from tether.methods import CenterMethod, Method
 from tether.replicas import Replicas
 from tether.rounds import Order
-from tether.workers import Ranks
+from tether.triggers import OwnPace, Trigger
+from tether.workers import Metered, MeteredCenter, Ranks
+from tether.workers.paces import pace_of
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +40,8 @@ def attach(
     buffers: Buffers = "average",
     optimizer_state: OptimizerState = "local",
     samples: int = 1,
+    trigger: Trigger | None = None,
+    arrivals: str | Path | None = None,
     checkpoints: Checkpoints | None = None,
     timeout: float = 30.0,
 ) -> Attached:
@@ -55,10 +62,13 @@ def attach(
         group: the processes that take part, one worker each. Default: all.
         broadcast: start everywhere from the first process's parameters, frozen ones too, and buffers.
         buffers: "average" takes the mean of real buffers (BatchNorm's statistics) whenever a round lands, "local"
-            leaves each worker its own.
+            leaves each worker its own. With an asynchronous method workers keep their own, and the center has the mean
+            of those that came with each worker's last message.
         optimizer_state: "local" leaves moments where they are, "average" takes their mean whenever a round lands,
             "reset" clears the state then. LBFGS has nothing that could be averaged.
         samples: how many samples this worker holds, for methods that weigh by them.
+        trigger: what rounds are due of, in place of each worker's local steps: `TotalSteps()` or `TimeWindow(seconds)`.
+        arrivals: a file to which the first process writes what happened in which order; see `tether.arrival_log`.
         checkpoints: where `save` saves to and `load` loads from.
         timeout: seconds without a sign of life after which another process is taken for lost. One that is merely slow
             gives them.
@@ -69,11 +79,13 @@ def attach(
     Raises:
         WorkerLostError: here or later, if a process has ended or cannot be reached any more.
         ValueError: if there is no process group, the model is not the same everywhere, the optimizer is not the
-            model's, or the method does not suit the number of workers.
+            model's, or the method does not suit the number of workers or what else is asked for.
     """
     check_choice("order", order, Order)
     check_choice("buffers", buffers, Buffers)
     check_choice("optimizer_state", optimizer_state, OptimizerState)
+    if isinstance(method, CenterMethod):
+        _check_asynchronous(method, trigger, optimizer_state)
     workers = Ranks(group, timeout=timeout)
     _warn_of_stale_store(workers)
     _check_optimizer(model, optimizer, order, optimizer_state)
@@ -86,19 +98,64 @@ def attach(
         with workers.watch.explaining():
             for tensor in (replicas.x, *replicas.buffers.values(), *frozen):
                 dist.broadcast(tensor, source, group=workers.group)
-    return Attached(
-        model,
-        optimizer,
-        method,
-        workers,
-        replicas,
-        overlap=overlap,
-        order=order,
-        average_buffers=buffers == "average",
-        optimizer_state=optimizer_state,
-        samples=samples,
-        checkpoints=checkpoints,
+    log = (
+        ArrivalLog(arrivals, workers.size, type(method).__name__, overlap) if arrivals and not workers.process else None
     )
+    options: dict[str, Any] = {
+        "overlap": overlap,
+        "order": order,
+        "average_buffers": buffers == "average",
+        "optimizer_state": optimizer_state,
+        "samples": samples,
+        "checkpoints": checkpoints,
+        "log": log,
+    }
+    if isinstance(method, CenterMethod):
+        mean = replicas.x.clone() if broadcast else workers.mean(replicas.x).wait()
+        return _attach_to_center(model, optimizer, method, workers, replicas, mean, options)
+    pace = pace_of(trigger, workers, replicas.x.device)
+    return AttachedByMeetings(model, optimizer, method, workers, Metered(workers), replicas, pace=pace, **options)
+
+
+def _attach_to_center(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: CenterMethod,
+    workers: Ranks,
+    replicas: Replicas,
+    mean: Tensor,
+    options: dict[str, Any],
+) -> Attached:
+    from tether.attached_center import AttachedToCenter
+    from tether.workers.center_client import connect
+
+    log = options["log"]
+    client = connect(
+        workers,
+        method,
+        mean,
+        steps=lambda: attached.count,
+        beside=replicas.averaged_buffers if options["average_buffers"] else dict,
+        on_visit=log.visit if log is not None else lambda visit: None,
+    )
+    attached = AttachedToCenter(
+        client, model, optimizer, method, workers, MeteredCenter(client), replicas, pace=OwnPace(), **options
+    )
+    return attached
+
+
+def _check_asynchronous(method: CenterMethod, trigger: Trigger | None, optimizer_state: OptimizerState) -> None:
+    name = type(method).__name__
+    if trigger is not None:
+        raise ValueError(
+            f"trigger={trigger}: with {name} there are no rounds of all workers that could be due; each exchanges with "
+            f"the center by itself, every period={method.period} local steps of its own. Leave the trigger out"
+        )
+    if optimizer_state == "average":
+        raise ValueError(
+            f"optimizer_state='average': with {name} workers do not meet, so there is no mean of their moments; take "
+            "'local' or 'reset'"
+        )
 
 
 def _warn_of_stale_store(workers: Ranks) -> None:

@@ -13,7 +13,7 @@ from tether.workers.base import (
     land,
 )
 from tether.workers.center import Center, Visit, Visitor
-from tether.workers.meter import Metered
+from tether.workers.meter import Metered, MeteredCenter
 from tether.workers.ranks import Ranks
 from tether.workers.stacked import Stacked
 
@@ -23,6 +23,7 @@ __all__ = [
     "CenterWorkers",
     "Message",
     "Metered",
+    "MeteredCenter",
     "Pending",
     "Ranks",
     "Received",

@@ -73,6 +73,10 @@ class Center:
         """How many messages of others have been served since the reply to this worker."""
         return self.served - self._replied[worker]
 
+    def refresh(self, worker: int) -> None:
+        """A worker has received the model as it is now by other means than a reply."""
+        self._replied[worker] = self.served
+
     def state_dict(self) -> dict[str, Any]:
         """All that it needs to go on, tensors and numbers only."""
         state = {name: value.clone() for name, value in self.state.items()}

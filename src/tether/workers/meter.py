@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tether.traffic import AllReduce, AllReduceKind, Broadcast, Exchange, Gather, Traffic, Visit
-from tether.workers.base import Pending, Workers, check_groups
+from tether.workers.base import CenterWorkers, Pending, Workers, check_groups
 
 
 class Metered:
@@ -104,6 +104,22 @@ class Metered:
     def _send(self, traffic: Traffic) -> None:
         self.count(traffic)
         self._on_traffic(traffic)
+
+
+class MeteredCenter(Metered):
+    """Workers who reach a center, with what they send counted.
+
+    Means and the like are counted for all workers, as all take part in them. Who exchanges with the center is known
+    to nobody else, so of exchanges these are the ones of the rows here: a message there and the reply.
+    """
+
+    workers: CenterWorkers
+
+    def exchange(self, message: Float[Tensor, "r k"]) -> Pending:
+        """See `CenterWorkers.exchange`."""
+        for worker in range(self.rows.start, self.rows.stop):
+            self.count(Visit(worker, _row_bytes(message)))
+        return self.workers.exchange(message)
 
 
 def _row_bytes(x: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -108,6 +109,7 @@ class Ranks:
         self._relays = 0
         self._subgroups: dict[int, dist.ProcessGroup] = {}
         self._exchanges: dict[int, tuple[Tensor, Exchange]] = {}
+        self._at_close: list[weakref.finalize] = []
 
     def mean(
         self, x: Float[Tensor, "r k"], *, weights: Float[Tensor, " r"] | None = None, within: int | None = None
@@ -199,12 +201,26 @@ class Ranks:
             work = dist.all_to_all_single(everyone, copies, group=self.group, async_op=True)
         return Works([work], self.watch.wait, lambda: everyone, copies)
 
+    def of_first(self, values: Tensor) -> Tensor:
+        """The first process's values, on all processes; in place. Blocks."""
+        with self.watch.explaining():
+            source = dist.get_global_rank(self.group, 0)
+            work = dist.broadcast(values, source, group=self.group, async_op=True)
+        self.watch.wait(work)
+        return values
+
+    def at_close(self, action: Callable[[], object]) -> None:
+        """Do something when these workers are closed, or forgotten; it must not hold on to them."""
+        self._at_close.append(weakref.finalize(self, action))
+
     def close(self) -> None:
         """No more communication: give no more signs of life, and let go of the group.
 
         As long as anyone holds a group, destroying it does not end Gloo's threads, and one of those that is still
         there when the interpreter ends can abort it.
         """
+        for action in self._at_close:
+            action()
         self.watch.stop()
         self._subgroups.clear()
         del self.group

@@ -75,11 +75,34 @@ class Watch:
         except RuntimeError as error:
             raise self._explain(error) from error
 
-    def check(self) -> None:
-        """Raise `WorkerLostError` if a process has been silent for too long."""
-        silence, process = self._beats.silence()
+    @property
+    def name(self) -> str:
+        """What its keys in the store begin with: the same on all processes, and another one for every watch."""
+        return self._beats.name
+
+    @property
+    def timeout(self) -> float:
+        """Seconds without a sign of life after which a process is taken for lost."""
+        return self._timeout
+
+    @property
+    def beat(self) -> float:
+        """Seconds between two signs of life."""
+        return self._beat
+
+    def check(self, only: int | None = None) -> None:
+        """Raise `WorkerLostError` if a process has been silent for too long, or the group's store.
+
+        Args:
+            only: the process that is needed, if the others are not.
+        """
+        silence, process = self._beats.silence(only)
         if silence > self._timeout:
             raise _lost(process, silence)
+
+    def lost(self) -> dict[int, float]:
+        """The processes that have been silent for too long, and for how many seconds."""
+        return {process: silence for process, silence in self._beats.silences() if silence > self._timeout}
 
     def _explain(self, error: RuntimeError) -> RuntimeError:
         """Who has been lost, now that a communication has failed; the error itself if everyone is there."""
@@ -103,8 +126,8 @@ class _Beats:
         store: Any = dist.distributed_c10d._get_process_group_store(group)
         self._store = store.clone()
         me, count = dist.get_rank(group), dist.get_world_size(group)
-        number = self._store.add(f"tether/watches/{me}", 1)
-        self._keys = [f"tether/watch/{number}/{process}" for process in range(count)]
+        self.name = f"tether/watch/{self._store.add(f'tether/watches/{me}', 1)}"
+        self._keys = [f"{self.name}/{process}" for process in range(count)]
         self._mine = self._keys[me]
         self._heard = [b""] * count
         self._when = [time.monotonic()] * count
@@ -119,13 +142,19 @@ class _Beats:
         # A thread that is still in a request when the interpreter ends would abort it.
         self._thread.join(self._timeout)
 
-    def silence(self) -> tuple[float, int | None]:
+    def silences(self) -> list[tuple[int, float]]:
+        """Each process, and for how many seconds it has been silent.
+
+        As of the last answer: while this process itself sleeps, the others' signs only wait to be read.
+        """
+        return [(process, self._answered - when) for process, when in enumerate(self._when)]
+
+    def silence(self, only: int | None = None) -> tuple[float, int | None]:
         """For how many seconds, and which process: the one that has been silent for longest; None is the store."""
         asked = self._asked
         unanswered = 0.0 if asked is None else time.monotonic() - asked
-        # As of the last answer: while this process itself sleeps, the others' signs only wait to be read.
-        process = min(range(len(self._when)), key=self._when.__getitem__)
-        silence = self._answered - self._when[process]
+        silences = self.silences()
+        process, silence = max(silences, key=lambda one: one[1]) if only is None else silences[only]
         # The store may be gone because the process that kept it has missed another one, and stopped.
         return (
             (unanswered, None) if unanswered > silence and silence < 2 * self._beat else (silence + unanswered, process)
