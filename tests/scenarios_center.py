@@ -230,6 +230,9 @@ SCENARIOS |= {
     "total": lambda: fit(
         tether.LocalSGD(PERIOD), trigger=tether.TotalSteps(), steps=lambda rank: (100, 60, 30, 8)[rank]
     ),
+    "leaders": lambda: fit(
+        tether.LSGD(PERIOD, pull=0.3), trigger=tether.TotalSteps(), steps=lambda rank: (100, 60, 30, 8)[rank]
+    ),
     "total overlap": lambda: fit(tether.LocalSGD(PERIOD), trigger=tether.TotalSteps(), overlap=2, before_step=sleepy),
     "total parts": lambda: fit(
         tether.MultiLeaderLSGD(PERIOD, 3 * PERIOD, groups=2), trigger=tether.TotalSteps(), overlap=1

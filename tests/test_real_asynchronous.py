@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import replay
+import tether
+from problems import Point, Quadratics, quadratic
 from real import launch
-from scenarios_center import METHODS, PERIOD, STEPS, D, M, local_step
+from scenarios_center import LR, METHODS, PERIOD, STEPS, D, M, local_step
 
 pytestmark = pytest.mark.xdist_group("real")
 
@@ -57,6 +59,60 @@ def test_the_log_gives_the_same_center(real, name, overlap):
     z = center_of_log(processes[0]["log"], EQUATIONS[name], optimizer)
     assert torch.equal(processes[0]["row"], z[0])
     assert not torch.equal(z[0], torch.zeros(D).double())
+
+
+def simulated(text, method, folder, optimizer=None, **more):
+    """The run of a log done again by the simulator."""
+    log = folder / "arrivals.jsonl"
+    log.write_text(text)
+    return tether.replay(
+        log,
+        Point(D),
+        method,
+        Quadratics.random(M, D).data,
+        objective=quadratic,
+        optimizer=lambda p: torch.optim.SGD(p, lr=LR, **(optimizer or {})),
+        batch_size=None,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("overlap", [0, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_simulator_comes_to_the_same_center(real, name, overlap, tmp_path):
+    method, optimizer = METHODS[name]
+    processes = real(f"{name} {overlap}")
+    result = simulated(processes[0]["log"], method, tmp_path, optimizer)
+    assert torch.equal(result.anchor[0], processes[0]["row"])
+    _, events = replay.read(processes[0]["log"])
+    staleness = [trip.staleness for record in result.history for trip in record.trips]
+    assert staleness == [event["staleness"] for event in events]
+
+
+@pytest.mark.parametrize(
+    ("name", "trigger", "method"),
+    [
+        ("total", tether.TotalSteps(), tether.LocalSGD(PERIOD)),
+        ("leaders", tether.TotalSteps(), tether.LSGD(PERIOD, pull=0.3)),
+        ("window", tether.TimeWindow(0.01), tether.LocalSGD(PERIOD)),
+        ("window alike", tether.TimeWindow(0.01, by_steps=False), tether.LocalSGD(PERIOD)),
+    ],
+)
+def test_the_simulator_comes_to_the_same_rounds(real, name, trigger, method, tmp_path):
+    """To the bit where a leader's row is copied; means are added up in another order by Gloo."""
+    processes = real(name)
+    _, events = replay.read(processes[0]["log"])
+    result = simulated(processes[0]["log"], method, tmp_path, trigger=trigger)
+    assert [record.leader is None for record in result.history] == [name != "leaders"] * len(events)
+    tolerance = {"rtol": 0, "atol": 0} if name == "leaders" else {"rtol": 1e-11, "atol": 1e-13}
+    gone = {rank for event in events[:-1] for rank in event["ended"]}
+    there = [rank for rank in range(M) if rank not in gone and rank not in events[-1]["ended"]]
+    assert there, "of those who end before the last round, nobody knows what it made of them"
+    for rank in there:
+        row, step = result.rows[rank : rank + 1].clone(), local_step(rank, {})
+        for _ in range(processes[rank]["count"] - events[-1]["steps"][rank]):
+            step(row)
+        torch.testing.assert_close(row[0], processes[rank]["own"], **tolerance)
 
 
 def test_order_of_step_and_round(real):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tether import random_state
-from tether.arrival_log import ArrivalLog
+from tether.arrivals import ArrivalLog
 from tether.checkpoint import Checkpoints
 from tether.checks import check_choice
 from tether.methods import Method

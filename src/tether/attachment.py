@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tether.arrival_log import ArrivalLog
+from tether.arrivals import ArrivalLog
 from tether.attached import Attached, OptimizerState
 from tether.attached_meetings import AttachedByMeetings
 from tether.checkpoint import Checkpoints
@@ -68,7 +68,7 @@ def attach(
             "reset" clears the state then. LBFGS has nothing that could be averaged.
         samples: how many samples this worker holds, for methods that weigh by them.
         trigger: what rounds are due of, in place of each worker's local steps: `TotalSteps()` or `TimeWindow(seconds)`.
-        arrivals: a file to which the first process writes what happened in which order; see `tether.arrival_log`.
+        arrivals: a file to which the first process writes what happened in which order; see `tether.arrivals`.
         checkpoints: where `save` saves to and `load` loads from.
         timeout: seconds without a sign of life after which another process is taken for lost. One that is merely slow
             gives them.

@@ -30,11 +30,13 @@ class Turn:
         landing: `[m]`, local steps that each worker has taken when what is on its way lands.
         sending: `[m]`, when the next round is sent, or all is over.
         due: whether there is such a round.
+        ended: who takes part in no later one.
     """
 
     landing: Int[np.ndarray, " m"]
     sending: Int[np.ndarray, " m"]
     due: bool
+    ended: tuple[int, ...] = ()
 
 
 class Turns:

@@ -56,6 +56,8 @@ class Triggered(Apart):
                 message = self.rounds.send(part, float(self.local.lr.max()))
                 self._record(*distances, leader=leader(message))
             self.turns.sent(due)
+            for worker in turn.ended:
+                self.workers.exclude(worker)
             self.since_round.copy_(self.replicas.x)
         if self.turns.over:
             self.local.finish(range(len(before)))
