@@ -71,3 +71,43 @@ def test_torchrun_trains_what_the_simulator_does(left_out, settings, tmp_path):
         mine, theirs = rows(real), rows(simulated)
         assert mine.shape == (8, 610)
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12, msg=lambda said, name=name: f"{name}: {said}")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method=asynchronous-easgd", "period=5", "overlap=2"),
+        ("method=leader", "period=10", "trigger=total-steps"),
+    ],
+    ids=["center", "trigger"],
+)
+def test_torchrun_trains_workers_at_their_own_speeds(settings, tmp_path):
+    """Nobody knows who comes first; but all learn, in two processes of two workers each, and all of them end."""
+    arguments = ["train", str(CONFIG), "--out", str(tmp_path / "run"), "--set", "workers=4", "--set", "dtype=float32"]
+    for setting in (*settings, "evaluate_every=50"):
+        arguments += ["--set", setting]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "tether",
+            *arguments,
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert found["center"]["accuracy"] > 0.5
+    assert found["bytes"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line["step"] for line in lines if line["center"]]
+    assert len(evaluated) >= 3
+    assert evaluated == sorted(evaluated)

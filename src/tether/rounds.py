@@ -120,7 +120,7 @@ class Rounds:
         self._companions = companions
         self._on_send = on_send
         self._on_land = on_land
-        self._pace = pace or OwnPace()
+        self.pace = pace or OwnPace()
         self._next: list[float] = [part.period for part in self.parts]
         self._taken = [torch.zeros(len(x)) for _ in self.parts]
         self._flights: dict[int, Flight] = {}
@@ -128,10 +128,10 @@ class Rounds:
     @property
     def quiet(self) -> int:
         """How many local steps can be taken before rows next touch one another, the last of them included."""
-        if not self._pace.exact:
+        if not self.pace.exact:
             return 1
         landings = [flight.due - self.count for flight in self._flights.values()]
-        return min([math.ceil(self.due - self._pace.now), *landings])
+        return min([math.ceil(self.due - self.pace.now), *landings])
 
     @property
     def due(self) -> float:
@@ -150,11 +150,11 @@ class Rounds:
         steps = losses.shape[1]
         assert steps <= self.quiet, "the rows should have touched before the last of these steps"
         self.count += steps
-        self._pace.advance(steps)
+        self.pace.advance(steps)
         self.note(losses, torch.full((len(losses),), float(steps)))
         for part in [part for part, flight in self._flights.items() if flight.due == self.count]:
             self._land(part, self._flights.pop(part))
-        if (starting := self.starting) and not self._pace.exact:
+        if (starting := self.starting) and not self.pace.exact:
             self.close()  # who has been slow has not come to where the round before would land
         return starting
 
@@ -162,7 +162,7 @@ class Rounds:
     def starting(self) -> list[int]:
         """The parts of the method whose round is due, in order; those that are due later wait for these."""
         due = self.due
-        return [part for part, when in enumerate(self._next) if when == due] if due <= self._pace.now else []
+        return [part for part, when in enumerate(self._next) if when == due] if due <= self.pace.now else []
 
     def note(self, losses: Float[Tensor, "r n"], steps: Float[Tensor, " r"]) -> None:
         """Each row has taken so many more steps, the last of them with these losses."""
@@ -177,7 +177,7 @@ class Rounds:
         method, x, state = self.parts[part], self._x, self.states[part]
         losses = self.losses[:, -method.window :]
         step = Step(self.count, self.rounds[part], lr, losses, self._samples)
-        workers = Weighted(self.workers, self._taken[part].to(x)) if self._pace.by_steps else self.workers
+        workers = Weighted(self.workers, self._taken[part].to(x)) if self.pace.by_steps else self.workers
         self._on_send(part)
         message = method.send(x, state, workers, step)
         companions = {name: self.workers.mean(each.gather()) for name, each in self._companions().items()}
@@ -187,7 +187,7 @@ class Rounds:
             self._flights[part] = Flight(self.count + self.overlap, x.clone(), message, companions)
         else:
             self._land(part, Flight(self.count, x, message, companions))
-        self._pace.passed(self._next[part])
+        self.pace.passed(self._next[part])
         self._next[part] += method.period
         return message
 
@@ -260,8 +260,8 @@ class Rounds:
         self._flights = {}
 
     def _resume_pace(self) -> None:
-        self._pace.advance(self.count)
-        self._pace.passed(max(due - part.period for due, part in zip(self._next, self.parts, strict=True)))
+        self.pace.advance(self.count)
+        self.pace.passed(max(due - part.period for due, part in zip(self._next, self.parts, strict=True)))
 
     def check_replicated(self, workers: Workers) -> None:
         """Raise `RuntimeError` unless all processes have the same of what a method says they have the same of.

@@ -25,7 +25,7 @@ from tether.rounds import Order
 from tether.stepping import OptimizerFactory, SchedulerFactory, check_dense, check_elementwise
 from tether.traffic import AllReduceKind
 from tether.triggers import Trigger
-from tether.workers import Stacked, Workers
+from tether.workers import Ranks, Stacked, Workers
 
 OnNonFinite = Literal["stop", "exclude"]
 
@@ -151,7 +151,7 @@ def simulate(
         raise ValueError(
             f"processes={processes} share simulated workers: give their number, not {type(reach).__name__}"
         )
-    check_pace(method, trigger, optimizer_state, clock, processes)
+    check_pace(method, trigger, optimizer_state, "their own" if isinstance(reach, Ranks) else clock, processes)
     if start is not None and len(start) != reach.size:
         raise ValueError(f"start has {len(start)} rows for {reach.size} workers: give one a worker")
     if clock is not None:
@@ -185,6 +185,7 @@ def simulate(
             allreduce=allreduce,
             clock=clock,
             trigger=trigger,
+            same_start=start is None,
         )
         engine = run.engine(
             mix_first=order == "mix-then-step",

@@ -217,7 +217,7 @@ class Engine(ABC):
             wrong = (~mine.isfinite()).nonzero()
             taken = self._taken(rows[number])
             first_bad[rows[number]] = max(taken - len(mine) + int(wrong[0]) + 1 if len(wrong) else taken, 1)
-        everyone = self.workers.gather(first_bad.to(x.device)).cpu() * self.workers.present
+        everyone = self._known(first_bad.to(x.device)).cpu() * self.workers.present
         steps = {worker: int(everyone[worker]) for worker in everyone.nonzero().flatten().tolist()}
         if not steps:
             return
@@ -231,6 +231,10 @@ class Engine(ABC):
         for worker in steps:
             self.workers.exclude(worker)
         self.excluded |= steps
+
+    def _known(self, values: Float[Tensor, " r"]) -> Float[Tensor, " m"]:
+        """Each worker's, as far as this process has to know; zero elsewhere."""
+        return self.workers.gather(values)
 
     def _taken(self, row: int) -> int:
         """Local steps that this row has taken."""

@@ -13,6 +13,7 @@ from tether.arrivals import Arrivals, LoggedTurns, LoggedVisits
 from tether.clock import Clock, Cluster
 from tether.data import Feed
 from tether.engines.base import Engine
+from tether.engines.remote import Remote
 from tether.engines.together import Together
 from tether.engines.triggered import Triggered
 from tether.engines.visiting import Visiting
@@ -24,11 +25,12 @@ from tether.rounds import Companion, Rounds
 from tether.stepping import Block, Lockstep, OptimizerFactory, RandomSteps, SchedulerFactory
 from tether.strides import Strides
 from tether.traffic import AllReduceKind, Traffic
-from tether.triggers import GivenPace, TimeWindow, Trigger
+from tether.triggers import GivenPace, TimeWindow, TotalSteps, Trigger
 from tether.trips import Trips, Visits
 from tether.turns import Turns
 from tether.virtual_time import VirtualTime
-from tether.workers import Center, Metered, Visitor, Workers
+from tether.workers import Center, Metered, MeteredCenter, Ranks, Visitor, Workers
+from tether.workers.paces import pace_of
 
 Buffers = Literal["average", "local"]
 OptimizerState = Literal["local", "average", "reset"]
@@ -77,22 +79,28 @@ class Ingredients:
     allreduce: AllReduceKind
     clock: Clock | Arrivals | None
     trigger: Trigger | None
+    same_start: bool
 
     def engine(self, **common: Any) -> Engine:
         """The engine of the run; `common` is what all kinds of engines take besides."""
         common |= {"method": self.method, "workers": self.workers, "replicas": self.replicas, "way": self.way}
+        if isinstance(self.workers, Ranks) and (self.trigger or isinstance(self.method, CenterMethod)):
+            return self._remote(self.workers, common)
         if isinstance(self.method, CenterMethod):
             return self._visiting(self.method, common)
         return self._together(common) if self.trigger is None else self._triggered(self.trigger, common)
 
-    def _together(self, common: dict[str, Any]) -> Engine:
+    def _lockstep(self) -> Lockstep:
         mine = self.workers.rows
         spare: list[Tensor] = []
         stepped = [
             Block(self.replicas, rows, self.optimizer, self.scheduler, spare)
             for rows in equal_batches(self.feed.sizes[mine], self.way.block)
         ]
-        local = Lockstep(stepped, self.way.gradients, self.feed, mine.start, self._random)
+        return Lockstep(stepped, self.way.gradients, self.feed, mine.start, self._random)
+
+    def _together(self, common: dict[str, Any]) -> Engine:
+        local = self._lockstep()
         virtual = None if self.clock is None else VirtualTime(self._cluster)
         metered = self._metered(virtual)
 
@@ -107,13 +115,50 @@ class Ingredients:
             metered,
             self.replicas.x,
             overlap=self.overlap,
-            samples=None if self.feed.samples is None else self.feed.samples[mine],
+            samples=self._samples,
             window=RECENT,
             companions=lambda: self._companions(local),
             on_send=virtual.send if virtual else lambda part: None,
             on_land=on_land,
         )
         return Together(metered=metered, local=local, rounds=rounds, virtual=virtual, **common)
+
+    def _remote(self, ranks: Ranks, common: dict[str, Any]) -> Engine:
+        from tether.workers.center_client import Model, connect
+
+        x, local = self.replicas.x, self._lockstep()
+        progress = pace_of(TotalSteps(), ranks, x.device)
+        reset = local.reset_optimizer if self.optimizer_state == "reset" else lambda: None
+        options: dict[str, Any] = {
+            "overlap": self.overlap,
+            "samples": self._samples,
+            "window": RECENT,
+            "on_land": lambda part: reset(),
+        }
+        common |= {"local": local, "virtual": None, "progress": progress}
+        if not isinstance(self.method, CenterMethod):
+            pace = progress if isinstance(self.trigger, TotalSteps) else pace_of(self.trigger, ranks, x.device)
+            met = self._metered(None)
+            rounds = Rounds(self.method, met, x, companions=lambda: self._companions(local), pace=pace, **options)
+            return Remote(metered=met, rounds=rounds, read=None, leave=None, **common)
+        beside = self.replicas.averaged_buffers if self.buffers == "average" else dict
+        # Where all start from the same row, so does the center, to the bit.
+        mean = x[:1].clone() if self.same_start else ranks.mean(x).wait()
+        client = connect(ranks, self.method, mean, steps=lambda: local.count, beside=beside)
+        client.join(None, None)
+
+        def matrices(model: Model | None) -> dict[str, Tensor]:
+            assert model is not None
+            return {"x": model.x, **model.beside}
+
+        metered = MeteredCenter(client, self.allreduce)
+        return Remote(
+            metered=metered,
+            rounds=Rounds(self.method, metered, x, **options),
+            read=lambda: matrices(client.center()),
+            leave=lambda: matrices(client.close()),
+            **common,
+        )
 
     def _triggered(self, trigger: Trigger, common: dict[str, Any]) -> Engine:
         cluster = self._cluster
@@ -147,8 +192,8 @@ class Ingredients:
     def _visiting(self, method: CenterMethod, common: dict[str, Any]) -> Engine:
         m, x = self.workers.size, self.replicas.x
         local = self._strides()
-        # Of equal rows the mean may differ in the last bit, and so from a real center, which starts where they do.
-        mean = x[:1].clone() if (x == x[0]).all() else self.workers.mean(x).wait()
+        # Where all start from the same row, so does the center, to the bit.
+        mean = x[:1].clone() if self.same_start else self.workers.mean(x).wait()
         center = Center(method.init_center(mean, m), method.serve, m)
         visitors = [Visitor(center, worker, m) for worker in range(m)]
 
@@ -178,6 +223,10 @@ class Ingredients:
             timed=isinstance(self.clock, Clock),
             **common,
         )
+
+    @property
+    def _samples(self) -> Tensor | None:
+        return None if self.feed.samples is None else self.feed.samples[self.workers.rows]
 
     @property
     def _cluster(self) -> Cluster:
