@@ -11,7 +11,7 @@ from torch import nn
 
 import tether
 
-D, PERIOD, LR, TIMEOUT = 200_000, 3, 0.1, 3.0
+D, PERIOD, LR, TIMEOUT = 100_000, 3, 0.1, 3.0
 METHOD = tether.Downpour(PERIOD)
 
 

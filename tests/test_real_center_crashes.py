@@ -58,7 +58,7 @@ def test_workers_killed_at_random_moments(tmp_path, seed):
 
 def test_a_worker_that_was_away(tmp_path):
     """It is taken for lost, comes back while others train, and takes part again."""
-    run = Run(SIZE, tmp_path, 400, METHOD, pause=0.004, train=train)
+    run = Run(SIZE, tmp_path, 350, METHOD, pause=0.004, train=train)
     assert run.until(lambda: run.steps[2] > 5)
     run.send(2, signal.SIGSTOP)
     log = tmp_path / "log-0.txt"
@@ -82,7 +82,7 @@ def test_torchrun_restarts_the_center(tmp_path):
     """The process that has the center is killed; started again, it goes on, and so do the others."""
     torchrun = subprocess.Popen(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "--max-restarts=2"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"),
             *(Path(__file__).with_name("crash_center.py"), tmp_path),
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
@@ -90,7 +90,7 @@ def test_torchrun_restarts_the_center(tmp_path):
     )
     try:
         end = time.monotonic() + 60
-        while len({file.parts[-3] for file in tmp_path.glob("checkpoints/*/*/*.json")}) < 3:
+        while len({file.parts[-3] for file in tmp_path.glob("checkpoints/*/*/*.json")}) < 2:
             assert torchrun.poll() is None
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -99,13 +99,13 @@ def test_torchrun_restarts_the_center(tmp_path):
     finally:
         torchrun.terminate()  # and with it the processes that it started
         torchrun.wait(timeout=60)
-    rows = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    rows = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert all(torch.equal(row["row"], rows[0]["row"]) for row in rows)
-    assert [row["count"] for row in rows] == [120] * 3
-    for rank in range(3):
+    assert [row["count"] for row in rows] == [120] * 2
+    for rank in range(2):
         assert max(int(file.name.split("-")[-1]) for file in tmp_path.glob(f"loaded-{rank}-*")) >= 8
     _, events = replay.read((tmp_path / "arrivals.jsonl").read_text())
     (resumed,) = [number for number, event in enumerate(events) if "resumed" in event]
     assert events[resumed]["resumed"] == resumed >= 8 // METHOD.period
-    for rank in range(3):
+    for rank in range(2):
         assert [event["step"] for event in events if event.get("worker") == rank][-1] == 120
