@@ -1,17 +1,17 @@
 """What a model, its data and a run show: constants of the bounds, curvature, residues, drift; each with a figure."""
 
 from tether.diagnostics import plots
-from tether.diagnostics.drift import Drift, Snapshot, drift, snapshot
-from tether.diagnostics.energy import Energy, contributions, energy, lanczos_energy, spectral_density
+from tether.diagnostics.curvature import Spectrum, extreme_eigenvalues, hessian, operator
+from tether.diagnostics.descent import Optimum, optimality_gap, optimum
 from tether.diagnostics.estimates import Estimate
-from tether.diagnostics.hessian import Spectrum, extreme_eigenvalues, hessian, operator
 from tether.diagnostics.landscape import Landscape
 from tether.diagnostics.local import local_sgd_update, local_steps
 from tether.diagnostics.newton import angle, leader_direction, newton_direction
 from tether.diagnostics.noise import GradientStatistics, gradient_statistics, smoothness
-from tether.diagnostics.optimum import Optimum, optimality_gap, optimum
 from tether.diagnostics.relu import SemiLipschitz, Stage, semi_lipschitz, stage
-from tether.diagnostics.residue import Residue, residue, residues
+from tether.diagnostics.runs import Drift, Snapshot, drift, snapshot
+from tether.diagnostics.spectral import Energy, contributions, energy, lanczos_energy, spectral_density
+from tether.diagnostics.taylor import Residue, residue, residues
 
 __all__ = [
     "Drift",

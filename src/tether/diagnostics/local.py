@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,7 +38,7 @@ def local_steps(
     trials = landscape.workers if trials is None else whole("trials", trials, least=1)
     steps = whole("steps", steps, least=0)
     start = landscape.x if x is None else x.to(landscape.x)
-    held: Sequence[Any] = [landscape.held[trial % landscape.workers] for trial in range(trials)]
+    held = [landscape.held[trial % landscape.workers].tolist() for trial in range(trials)]
     result = simulate(
         landscape.model,
         LocalSGD(period=steps + 1),

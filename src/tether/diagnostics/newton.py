@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, minres
 
-from tether.diagnostics.hessian import operator
+from tether.diagnostics.curvature import operator
 from tether.diagnostics.landscape import Landscape, Row
 
 

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.checks import whole
+from tether.diagnostics.curvature import extreme_eigenvalues
 from tether.diagnostics.estimates import Estimate, blocks
-from tether.diagnostics.hessian import extreme_eigenvalues
 from tether.diagnostics.landscape import Landscape, Row
 
 Replicates = Float[np.ndarray, "m replicates"]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tether.diagnostics.drift import Drift
-from tether.diagnostics.energy import Energy
+from tether.diagnostics.curvature import Spectrum
 from tether.diagnostics.estimates import Estimate
-from tether.diagnostics.hessian import Spectrum
 from tether.diagnostics.relu import SemiLipschitz, Stage
-from tether.diagnostics.residue import Residue
+from tether.diagnostics.runs import Drift
+from tether.diagnostics.spectral import Energy
+from tether.diagnostics.taylor import Residue
 from tether.look import LIGHT, LOOK, SIZE
 
 if TYPE_CHECKING:

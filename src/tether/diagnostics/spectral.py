@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.checks import whole
-from tether.diagnostics.hessian import Spectrum
+from tether.diagnostics.curvature import Spectrum
 from tether.diagnostics.landscape import Landscape, Row
 
 

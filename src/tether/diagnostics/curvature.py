@@ -133,7 +133,7 @@ def _at_once(gradient: Tensor, later: tuple[Tensor, ...]) -> list[range]:
 
 
 class _Bytes(TorchDispatchMode):
-    """Counts the bytes of all that operations return."""
+    """Counts the bytes of all that operations return, but for views of what they were given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,9 @@ class _Bytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))
-        self.bytes += sum(each.nbytes for each in tree_leaves(returned) if isinstance(each, Tensor))
+        given = {each.untyped_storage().data_ptr() for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        new = (each for each in tree_leaves(returned) if isinstance(each, Tensor))
+        self.bytes += sum(each.nbytes for each in new if each.untyped_storage().data_ptr() not in given)
         return returned
 
 

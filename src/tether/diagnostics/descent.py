@@ -45,7 +45,8 @@ def optimum(landscape: Landscape, start: Row | None = None, steps: int = 1000, t
         landscape: model, objective, data; in float64 for small tolerances.
         start: `[d]`. Default: the model's own parameters.
         steps: to take at most.
-        tolerance: the largest entry of the gradient that is small enough.
+        tolerance: the largest entry of the gradient that is small enough. Descent compares losses, whose rounding hides
+            gradients below some 1e-7 in float64.
     """
     steps = whole("steps", steps, least=1)
     start = landscape.x if start is None else start
