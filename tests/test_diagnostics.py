@@ -106,10 +106,10 @@ MEASURES = {
 
 @pytest.fixture(scope="module", params=[1.0, 0.0], ids=["different", "alike"])
 def trials(request):
-    """What is found with 40 of 60 or more samples looked at, 100 times, and the truth."""
-    b = pulls([60, 90, 90], apart=request.param)
+    """What is found with 40 of 60 or more samples looked at, 50 times, and the truth."""
+    b = pulls([60, 90], apart=request.param)
     x = X + torch.tensor(means(b).mean(0))
-    found = [gradient_statistics(landscape_of(b, samples=40, seed=seed), x) for seed in range(100)]
+    found = [gradient_statistics(landscape_of(b, samples=40, seed=seed), x) for seed in range(50)]
     return found, gradient_statistics(landscape_of(b), x)
 
 
@@ -119,9 +119,9 @@ def test_intervals_hold_the_truth_and_estimates_have_no_bias(trials, measure):
     truth = measure(exact).value
     estimates = [measure(each) for each in found]
     values = np.array([each.value for each in estimates])
-    assert abs(values.mean() - truth) < 3.5 * values.std() / 10
+    assert abs(values.mean() - truth) < 3.5 * values.std() / 50**0.5
     held = sum(each.low <= truth <= each.high for each in estimates)
-    assert held >= 88  # of 100 at 95 %
+    assert held >= 43  # of 50 at 95 %
     # Not by being far too wide: about 4 standard deviations, and up to 1.5 times that where the estimate is quadratic.
     assert np.median([each.high - each.low for each in estimates]) < 8 * values.std()
 
@@ -197,16 +197,16 @@ def test_intervals_of_smoothness_hold_the_truth():
         return 0.5 * (batch[0] @ model.x).square().mean()
 
     true = np.linalg.eigvalsh(a.T @ a / len(a))[-1]
-    found = [smoothness(Landscape(Point(4), objective, data, samples=60, seed=seed)) for seed in range(100)]
-    assert sum(each.low <= true <= each.high for each in found) >= 86
+    found = [smoothness(Landscape(Point(4), objective, data, samples=60, seed=seed)) for seed in range(15)]
+    assert sum(each.low <= true <= each.high for each in found) >= 12
 
 
 def test_gap_interval_holds_the_truth():
     b = pulls([80, 60])
     best = optimum(landscape_of(b))
     true = optimality_gap(landscape_of(b), best, X).value
-    found = [optimality_gap(landscape_of(b, samples=30, seed=seed), best, X) for seed in range(100)]
-    assert sum(each.low <= true <= each.high for each in found) >= 88
+    found = [optimality_gap(landscape_of(b, samples=30, seed=seed), best, X) for seed in range(50)]
+    assert sum(each.low <= true <= each.high for each in found) >= 43
 
 
 def test_dropout_batchnorm_and_augmentation_leave_a_function_of_x():

@@ -77,7 +77,7 @@ def optimality_gap(
         x: `[d]`, where. Default: the model's own parameters.
         confidence: of the interval, for what other samples would give at the same two points.
     """
-    row = landscape.x if x is None else x.to(landscape.x)
+    row = landscape.row(x)
     best = optimum(landscape, row) if best is None else best
     gaps = [
         part.weights @ np.array([_gap(landscape, row, best.x, ix) for ix in part.indices]) for part in blocks(landscape)

@@ -88,6 +88,18 @@ class Landscape:
         """The number of trainable parameters d."""
         return len(self.x)
 
+    def row(self, x: Row | None) -> Row:
+        """The point x in the model's precision and on its device; its own parameters if no other are given.
+
+        Raises:
+            ValueError: if x has not as many entries as the model has trainable parameters.
+        """
+        if x is None:
+            return self.x
+        if x.shape != self.x.shape:
+            raise ValueError(f"x has shape {tuple(x.shape)}: the model has {self.parameters} trainable parameters")
+        return x.detach().to(self.x)
+
     def views(self, rows: Float[Tensor, "*r d"]) -> dict[str, Tensor]:
         """Rows taken apart: each trainable parameter by name, `[*r, *shape]`."""
         return self._replicas.views(rows)
@@ -136,12 +148,12 @@ class Landscape:
     @torch.no_grad()
     def loss(self, x: Row | None = None, worker: int | None = None) -> float:
         """F(x), or F_i(x), at the model's own parameters unless others are given."""
-        row = self._row(x)
+        row = self.row(x)
         return sum(weight * float(self.sample_loss(row, batch)) for batch, weight in self.batches(worker))
 
     def gradient(self, x: Row | None = None, worker: int | None = None) -> Row:
         """The gradient of F, or of F_i, at x."""
-        row = self._row(x)
+        row = self.row(x)
         total = torch.zeros_like(row)
         for batch, weight in self.batches(worker):
             total.add_(grad(self.sample_loss)(row, batch), alpha=weight)
@@ -159,7 +171,7 @@ class Landscape:
 
     def hessian_product(self, v: Vectors, x: Row | None = None, worker: int | None = None) -> Vectors:
         """H v, H the Hessian of F, or of F_i, at x; of one vector `[d]` or of several `[k, d]`."""
-        return self.curvature(v, self._row(x), self.batches(worker))
+        return self.curvature(v, self.row(x), self.batches(worker))
 
     def curvature(self, v: Vectors, x: Row, batches: Iterable[tuple[Samples, float]]) -> Vectors:
         """The same, H a weighted sum of the Hessians of batches."""
@@ -172,6 +184,3 @@ class Landscape:
 
             total.add_(product(v) if v.ndim == 1 else vmap(product)(v), alpha=weight)
         return total
-
-    def _row(self, x: Row | None) -> Row:
-        return self.x if x is None else x.detach().to(self.x)

@@ -37,7 +37,7 @@ def local_steps(
     """
     trials = landscape.workers if trials is None else whole("trials", trials, least=1)
     steps = whole("steps", steps, least=0)
-    start = landscape.x if x is None else x.to(landscape.x)
+    start = landscape.row(x)
     held = [landscape.held[trial % landscape.workers].tolist() for trial in range(trials)]
     result = simulate(
         landscape.model,
@@ -63,5 +63,5 @@ def local_sgd_update(
     seed: int = 0,
 ) -> Row:
     """Delta = x - mean_i x_i, what a round of local SGD would subtract from x after so many local steps (eq. 9)."""
-    start = landscape.x if x is None else x.to(landscape.x)
+    start = landscape.row(x)
     return start - local_steps(landscape, optimizer, steps, batch_size, x=start, seed=seed).mean(0)

@@ -49,7 +49,7 @@ def newton_direction(
     Raises:
         RuntimeError: if that was not enough: H is ill-conditioned, or the gradient not in its range.
     """
-    row = landscape.x if x is None else x.to(landscape.x)
+    row = landscape.row(x)
     slope = landscape.gradient(row)
     hessian = operator(landscape, row)
     right = -slope.double().cpu().numpy()
@@ -78,5 +78,5 @@ def leader_direction(landscape: Landscape, leader: Row, pull: float, x: Row | No
         pull: lambda.
         x: `[d]`, where. Default: the model's own parameters.
     """
-    row = landscape.x if x is None else x.to(landscape.x)
+    row = landscape.row(x)
     return -(landscape.gradient(row) + pull * (row - leader.to(row)))

@@ -97,22 +97,18 @@ def gradient_statistics(landscape: Landscape, x: Row | None = None, confidence: 
             `optimum(landscape).x`.
         confidence: of the intervals.
     """
-    row = landscape.x if x is None else x.to(landscape.x)
+    row = landscape.row(x)
     losses, variances, norms, errors = [], [], [], []
     mean: Tensor | float = 0.0
     for part in blocks(landscape):
-        sums = [_sums(landscape, row, indices) for indices in part.indices]
-        weights = torch.from_numpy(part.weights).to(row)
-        loss, square = (
-            part.weights @ np.array([each[0] for each in sums]),
-            part.weights @ np.array([each[1] for each in sums]),
-        )
-        gradients = weights @ torch.stack([each[2] for each in sums])  # [replicates, d]
+        sums = zip(*(_sums(landscape, row, indices) for indices in part.indices), strict=True)
+        loss, square, gradient = next(sums), next(sums), torch.stack(next(sums))
+        gradients = torch.from_numpy(part.weights).to(row) @ gradient  # [replicates, d]
         mean = mean + gradients / landscape.workers
         norm = gradients.square().sum(1).double().cpu().numpy()
         free = 1 - part.squares
-        variance = np.divide(square - norm, free, out=np.zeros_like(free), where=free > 0)
-        losses.append(loss)
+        variance = np.divide(part.weights @ square - norm, free, out=np.zeros_like(free), where=free > 0)
+        losses.append(part.weights @ loss)
         variances.append(variance)
         errors.append(variance * part.variance)  # E||mean||^2 - ||grad F_i||^2
         norms.append(norm - errors[-1])
@@ -146,7 +142,7 @@ def smoothness(landscape: Landscape, x: Row | None = None, confidence: float = 0
     Raises:
         RuntimeError: if Lanczos does not converge.
     """
-    row = landscape.x if x is None else x.to(landscape.x)
+    row = landscape.row(x)
     found = [extreme_eigenvalues(landscape, 1, "largest-magnitude", x=row, worker=i) for i in range(landscape.workers)]
     steepest = int(np.argmax([abs(float(each.eigenvalues[0])) for each in found]))
     vector, part = found[steepest].vectors[:, 0], blocks(landscape)[steepest]

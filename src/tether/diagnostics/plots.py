@@ -51,7 +51,10 @@ def eigenvalues(spectra: Mapping[str, Spectrum]) -> Figure:
             values = spectrum.eigenvalues.double().cpu().numpy()[::-1]
             axes.plot(np.arange(1, len(values) + 1), values, color=colour, label=name)
         axes.set_xscale("log")
-        axes.set_yscale("symlog", linthresh=1e-4 * max(abs(s.range[1]) for s in spectra.values()))
+        ends = [end for spectrum in spectra.values() for end in spectrum.range]
+        threshold = 1e-4 * max(map(abs, ends))
+        axes.set_yscale("symlog", linthresh=threshold)
+        axes.set_ylim(min(2 * min(ends), -threshold), 2 * max(ends))
         axes.set(xlabel="rank", ylabel="eigenvalue")
 
     return _figure(draw, labels, always=True)
@@ -79,6 +82,9 @@ def residues(found: Mapping[str, Sequence[Residue]]) -> Figure:
         axes.axhline(1, color="black", linewidth=0.6, linestyle=":")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        looked_at = sorted({r.steps for each in found.values() for r in each})
+        axes.set_xticks(looked_at, list(map(str, looked_at)))
+        axes.set_xticks([], minor=True)
         axes.set(xlabel="local steps k", ylabel=r"$\|\nabla f\| \,/\, \|\mathrm{E}\, n^s\|$")
 
     return _figure(draw, found)

@@ -54,7 +54,7 @@ def semi_lipschitz(landscape: Landscape, points: Float[Tensor, "n d"], x: Row | 
         points: `[n, d]`, each another W.
         x: `[d]`. Default: the model's own parameters.
     """
-    row = landscape.x if x is None else x.to(landscape.x)
+    row = landscape.row(x)
     points = points.to(row)
     squares = torch.zeros(len(points), dtype=torch.float64)
     for worker in range(landscape.workers):
@@ -123,7 +123,7 @@ def stage(
         x: `[d]`, W(t_c). Default: the model's own parameters.
         seed: the batches.
     """
-    row = landscape.x if x is None else x.to(landscape.x)
+    row = landscape.row(x)
     optimizer: OptimizerFactory = lambda parameters: torch.optim.SGD(parameters, lr=lr)  # noqa: E731
     workers = range(landscape.workers)
     start = np.array([landscape.loss(row, worker) for worker in workers])

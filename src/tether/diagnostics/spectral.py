@@ -116,8 +116,8 @@ def lanczos_energy(
         for _ in range(2):  # once leaves what rounding has lost of orthogonality
             product = product - q.mT @ (q @ product)
         beside.append(float(product.norm()))
-        if beside[-1] <= torch.finfo(v.dtype).eps * max(map(abs, diagonal)) * len(basis):
-            break  # v lies in the span of as many eigenvectors
+        if beside[-1] <= 1000 * torch.finfo(v.dtype).eps * max(map(abs, diagonal + beside)):
+            break  # v lies in the span of as many eigenvectors, and what is left is rounding
         basis.append(product / beside[-1])
     off = beside[: len(diagonal) - 1]
     nodes, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))

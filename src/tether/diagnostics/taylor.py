@@ -29,7 +29,7 @@ def residues(landscape: Landscape, points: Float[Tensor, "n d"], x: Row | None =
         points: `[n, d]`, such as rows after local steps.
         x: `[d]`, where they came from. Default: the model's own parameters.
     """
-    row = landscape.x if x is None else x.to(landscape.x)
+    row = landscape.row(x)
     points = points.to(row)
     gradients = torch.stack([landscape.gradient(point) for point in points])
     linear = torch.stack([landscape.hessian_product(point - row, row) for point in points])
@@ -81,7 +81,7 @@ def residue(
         ValueError: if there are fewer than two trials.
     """
     trials = whole("trials", trials, least=2)
-    row = landscape.x if x is None else x.to(landscape.x)
+    row = landscape.row(x)
     slope = landscape.gradient(row)
     found = []
     for count in [steps] if isinstance(steps, int) else steps:
