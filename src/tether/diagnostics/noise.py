@@ -94,7 +94,8 @@ def gradient_statistics(landscape: Landscape, x: Row | None = None, confidence: 
     Args:
         landscape: model, objective, data.
         x: `[d]`, where. Default: the model's own parameters. sigma_f^2 and sigma_dif^2 are asked for at the optimum,
-            `optimum(landscape).x`.
+            `optimum(landscape).x`: of a landscape of all samples, as intervals do not hold for a point that was fitted
+            to the samples looked at.
         confidence: of the intervals.
     """
     row = landscape.row(x)
