@@ -1,4 +1,5 @@
 from . import data as data
+from . import diagnostics as diagnostics
 from . import models as models
 from . import theory as theory
 from . import topology as topology

@@ -62,7 +62,7 @@ class Gradients(Protocol):
         ...
 
 
-class _Bound(nn.Module):
+class Bound(nn.Module):
     """A model and its objective as one module, so that the objective sees the parameters it is called with."""
 
     def __init__(self, model: nn.Module, objective: Objective):
@@ -70,7 +70,7 @@ class _Bound(nn.Module):
         self.model = model
         self.objective = objective
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Any) -> Tensor:  # noqa: D102
         given = dict(self.model.named_buffers())
         loss = self.objective(self.model, batch)
         for name, buffer in self.model.named_buffers() if given else ():
@@ -86,7 +86,7 @@ class _Bound(nn.Module):
 class _Way:
     def __init__(self, replicas: Replicas, model: nn.Module, objective: Objective):
         self._replicas = replicas
-        self._bound = _Bound(copy.deepcopy(model), objective)
+        self._bound = Bound(copy.deepcopy(model), objective)
         self._places = _places(self._bound.model)
 
     def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -244,7 +244,7 @@ def choose_way(
         steps: local steps that each row will take.
     """
     rows = RowGradients(replicas, model, objective)
-    _check_reaches_parameters(rows, replicas, model, objective, batch)
+    check_reaches_parameters(rows, replicas, model, objective, batch)
     operations, kept = _work(rows, replicas, batch)
     on_cpu = replicas.x.device.type == "cpu"
     name: str = stepping
@@ -302,7 +302,7 @@ def _can_be_stacked(replicas: Replicas, model: nn.Module, objective: Objective, 
     return True
 
 
-def _check_reaches_parameters(
+def check_reaches_parameters(
     rows: Gradients, replicas: Replicas, model: nn.Module, objective: Objective, batch: Batch
 ) -> None:
     """Raise `ValueError` if rows would not be trained, or not all of them, where the module itself would be.

@@ -11,6 +11,7 @@ import numpy as np
 
 from tether.config import ConfigError
 from tether.data.holdings import Holdings, picture
+from tether.look import LOOK, SIZE
 from tether.report import style
 from tether.report.curves import Figure, axes_of, figures
 from tether.report.holdings import pictures
@@ -22,28 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-SIZE = (3.5, 2.5)
-"""Inches: a column of a paper."""
-
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
-
-LOOK: Any = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e8eb",
-    "grid.linewidth": 0.6,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.3,
-    "legend.frameon": False,
-    "legend.handlelength": 2.2,
-    "savefig.dpi": 300,
-    "svg.hashsalt": "tether",  # the same runs give the same file
-}
 
 
 FORMATS = ("png", "svg")

@@ -1,18 +1,12 @@
-"""How runs look, on pages and in figures: colours and dashes that tell them apart for every kind of eye."""
+"""How runs look, on pages and in figures: dashes, and who gets which colour."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tether.look import DARK as DARK
+from tether.look import LIGHT as LIGHT
 from tether.report.runs import Run
-
-LIGHT = ("#3d4bbf", "#a02a11", "#379280", "#7b1b74", "#af7505", "#3698f4", "#df63bb", "#626263")
-DARK = ("#218bf8", "#db524e", "#1cdea6", "#c6aafc", "#d7a124", "#8bf5fd", "#c253bd", "#9f9ea2")
-"""Colours in the order in which runs get them: blue, red, green, purple, yellow, cyan, pink, grey.
-
-Found by a search for the largest least distance in OKLab, for normal sight and for protan, deutan and tritan
-deficiency, among colours with a contrast of at least 3 to a white or of 4.5 to a dark page.
-"""
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 
