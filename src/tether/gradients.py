@@ -44,7 +44,7 @@ LARGE = 1e8
 LONG = 2e12
 """Floating-point operations of a run from which compiling pays: minutes without it, of which it saves about half."""
 
-KEEP: dict[str, str | int | bool] = {"realize_reads_threshold": 1}
+KEEP: dict[str, str | int | bool | Callable[..., Any]] = {"realize_reads_threshold": 1}
 """For the compiler: what is read more than once is kept, not computed anew for each reader, of which a convolution has
 one for each of its weights. It makes the second-order paper's network 1.7 times as fast."""
 
