@@ -1,7 +1,7 @@
 """The simulator's speed and memory, measured beside a plain loop over PyTorch models and JAX.
 
     .venv/bin/python benchmarks/simulator.py W1 W2 W3
-    .venv/bin/python benchmarks/simulator.py --curve 100,1000,10000
+    .venv/bin/python benchmarks/simulator.py --curve 100,2000,4000,6000,8000,10000 --figure docs/simulator.png
 
 Everyone trains the same model on the same batches and must have the same mean model after a round. They take turns, a
 few rounds each, so that what else the machine does falls on all alike; the figure is the median over the turns of local
@@ -11,6 +11,7 @@ and stands in a column of its own. JAX is in the extra `benchmark`.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import multiprocessing
@@ -133,37 +134,77 @@ def table_of(key: str, workload: Workload, taken: dict[str, list[float]]) -> Tab
     return table
 
 
-def grow(workers: int, processes: int, pipe: Connection) -> None:
-    """One round of W1's model with so many workers, in a process of its own; sends seconds and peak memory."""
-    import dataclasses
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def grow(workers: int, pipe: Connection) -> None:
+    """Two rounds of W1's model with so many workers; sends what `Grown` has."""
     workload = WORKLOADS["W1"]
-    larger = dataclasses.replace(workload, workers=workers)
-    data = workload.make_data(workers)
+    larger = dataclasses.replace(workload, workers=workers, samples=workload.held * workload.workers)
     stamps = [time.perf_counter()]
-    object.__setattr__(larger, "make_data", lambda: data)
-    simulated(larger, 2, lambda: stamps.append(time.perf_counter()), stepping="compiled", processes=processes)
+    simulated(larger, 2, lambda: stamps.append(time.perf_counter()), stepping="compiled")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    others = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    pipe.send((stamps[-1] - stamps[-2], peak / 2**20, others / 2**20, before / 2**20))
+    pipe.send(Grown(workers, stamps[-1] - stamps[-2], peak / 2**20))
 
 
-def curve(sizes: Sequence[int], processes: int) -> Table:
-    table = Table(title="W1 with more workers, one round of 10 steps", box=box.HORIZONTALS, title_justify="left")
-    for column in ("workers", "seconds a round", "local steps/s", "peak GiB", "X, GiB"):
-        table.add_column(column, justify="right")
+@dataclasses.dataclass(frozen=True)
+class Grown:
+    """A run of W1's model by so many workers: seconds of its second round, peak memory of its process in GiB."""
+
+    workers: int
+    seconds: float
+    peak: float
+
+
+def curve(sizes: Sequence[int]) -> list[Grown]:
+    """Every size in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    parameters = sum(p.numel() for p in WORKLOADS["W1"].make_model().parameters())
+    grown = []
     for workers in sizes:
         mine, theirs = context.Pipe()
-        process = context.Process(target=grow, args=(workers, processes, theirs))
+        process = context.Process(target=grow, args=(workers, theirs))
         process.start()
-        seconds, peak, _others, _ = mine.recv()
+        theirs.close()
+        grown.append(mine.recv())
         process.join()
-        x = workers * parameters * 4 / 2**30
-        table.add_row(f"{workers:,}", f"{seconds:.2f}", f"{workers * 10 / seconds:,.0f}", f"{peak:.2f}", f"{x:.2f}")
+    return grown
+
+
+def table_of_curve(grown: Sequence[Grown]) -> Table:
+    table = Table(title="W1 with more workers, one process", box=box.HORIZONTALS, title_justify="left", min_width=80)
+    for column in ("workers", "seconds a round", "local steps/s", "peak resident, GiB", "X, GiB"):
+        table.add_column(column, justify="right")
+    workload = WORKLOADS["W1"]
+    parameters = sum(p.numel() for p in workload.make_model().parameters())
+    for each in grown:
+        table.add_row(
+            f"{each.workers:,}",
+            f"{each.seconds:.2f}",
+            f"{each.workers * workload.period / each.seconds:,.0f}",
+            f"{each.peak:.2f}",
+            f"{each.workers * parameters * 4 / 2**30:.2f}",
+        )
     return table
+
+
+def draw(grown: Sequence[Grown], path: str) -> None:
+    """Seconds and memory over workers, and the straight lines through the first and the last of them."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    workers = np.array([each.workers for each in grown])
+    figure = Figure((8, 3), layout="constrained", dpi=150)
+    labels = ("seconds a round of 10 steps", "peak resident memory, GiB")
+    for axes, label, values in zip(
+        figure.subplots(1, 2), labels, np.array([(each.seconds, each.peak) for each in grown]).T, strict=True
+    ):
+        slope = (values[-1] - values[0]) / (workers[-1] - workers[0])
+        line = np.linspace(workers[0], workers[-1])
+        axes.plot(line, values[0] + slope * (line - workers[0]), color="#b9bfc6", linewidth=1)
+        axes.plot(workers, values, "o", color="#2f4fb5", markersize=5)
+        axes.set(xlabel="workers", ylabel=label, ylim=(0, None), xlim=(0, None))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#eceef1", linewidth=0.6)
+        axes.set_axisbelow(True)
+    figure.savefig(path)
 
 
 @app.command()
@@ -172,7 +213,7 @@ def main(
     turns: Annotated[int, typer.Option(help="turns of each contestant, after its first")] = 5,
     only: Annotated[str, typer.Option(help="contestants, by parts of their names, between semicolons")] = "",
     sizes: Annotated[str, typer.Option("--curve", help="numbers of workers, between commas")] = "",
-    processes: Annotated[int, typer.Option(help="processes of the curve")] = 1,
+    figure: Annotated[str, typer.Option(help="a PNG file for that curve")] = "",
     output: Annotated[str, typer.Option(help="a JSON file for the seconds of every turn")] = "",
 ) -> None:
     """Measure."""
@@ -184,7 +225,10 @@ def main(
         f"on {cores}; torch {torch.__version__}, Python {sys.version.split()[0]}"
     )
     if sizes:
-        console.print(curve([int(size) for size in sizes.split(",")], processes))
+        grown = curve([int(size) for size in sizes.split(",")])
+        console.print(table_of_curve(grown))
+        if figure:
+            draw(grown, figure)
     names = [n for n in contestants(cores) if not only or any(part.strip() in n for part in only.split(";"))]
     if importlib.util.find_spec("jax") is None:
         console.print("JAX is not installed: pip install '.[benchmark]'")

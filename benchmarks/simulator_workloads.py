@@ -31,6 +31,7 @@ class Workload:
         model: makes the model.
         sample: makes n samples, inputs and targets, at random: what they are does not matter to the speed.
         jax: loss(parameters by the model's names, inputs, targets) in JAX.
+        samples: how many there are in all; workers share them if they are too few. Default: each has its own.
     """
 
     about: str
@@ -42,15 +43,16 @@ class Workload:
     model: Callable[[], nn.Module]
     sample: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
     jax: Callable[[dict[str, Any], Any, Any], Any]
+    samples: int | None = None
 
     def make_model(self) -> nn.Module:
         torch.manual_seed(0)
         return self.model()
 
-    def make_data(self, workers: int | None = None) -> Dataset:
-        """Samples, so many held by each worker; with more workers than samples suffice for, they share some."""
-        count = self.held * self.workers
-        starts = [worker * self.held % count for worker in range(workers or self.workers)]
+    def make_data(self) -> Dataset:
+        """Samples, so many held by each worker."""
+        count = self.samples or self.held * self.workers
+        starts = [worker * self.held % count for worker in range(self.workers)]
         held = [np.arange(start, start + self.held) for start in starts]
         return Dataset(self.sample(count, torch.Generator().manual_seed(0)), partition=Assigned(held))
 

@@ -145,6 +145,23 @@ def test_figures(format, folder, tmp_path, monkeypatch, capsys):
             assert "<dc:date>" not in file.read_text()
 
 
+def test_legends_hide_no_curve_and_are_not_cut_off(folder, tmp_path, monkeypatch):
+    drawings = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *args, **options: drawings.append(self))
+    write([folder / "four"], tmp_path / "out", "png")
+    with_legends = [drawing for drawing in drawings if drawing.legends]
+    assert len(with_legends) == len(FIGURES) * 4
+    for drawing in with_legends:
+        drawing.draw_without_rendering()
+        (legend,), (axes,) = drawing.legends, drawing.axes
+        box = legend.get_window_extent()
+        assert [text.get_text() for text in legend.get_texts()] == list(METHODS)
+        assert box.y0 >= axes.get_window_extent().y1
+        assert box.x0 >= 0
+        assert box.x1 <= drawing.bbox.x1
+        assert box.y1 <= drawing.bbox.y1
+
+
 # ---- what goes wrong
 
 

@@ -283,6 +283,8 @@ def test_it_fits_a_phone(width, four, look):
         box = plot.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
+    names = page.locator("tbody th").first.bounding_box()  # room for more than a word a line
+    assert width / 3 < names["width"] < width / 2
     page.get_by_role("button", name="MB sent a worker").click()  # the table scrolls by itself
     assert page.locator("th[aria-sort=descending]").inner_text() == "MB sent a worker"
 

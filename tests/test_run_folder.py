@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -105,6 +106,31 @@ def test_stopped_at_any_moment(number, tmp_path, undisturbed, monkeypatch):
     assert interrupted
     (folder / "metrics.jsonl").open("a").write('{"index": 99, "st')  # as a kill in the middle of a line leaves it
     assert not tether("train", "--resume", folder, monkeypatch=monkeypatch)
+    assert_same(folder, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("limit", "every", "file"),
+    [(100, 7, "config.json"), (2_000, 60, "metrics.jsonl"), (150_000, 7, "checkpoints/step-7/rows-0-8-of-8")],
+)
+def test_a_full_disk_is_named_and_loses_nothing(limit, every, file, tmp_path, undisturbed, monkeypatch):
+    """A limit on the size of files stands in for the disk: the kernel refuses the write in the same place."""
+    folder = tmp_path / "run"
+    arguments = ["train", CONFIG, "--method", "easgd", *SHORT, "--set", f"checkpoint_every={every}", "--out", folder]
+    with monkeypatch.context() as full:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            said = tether(*arguments, monkeypatch=full)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert " ".join(said.split()).startswith(f"tether: {folder / file} could not be written: ")
+    assert "too large" in said
+    if file == "metrics.jsonl":
+        whole = (undisturbed / file).read_text().splitlines()
+        assert len((folder / file).read_text().splitlines()) < len(whole)
+    assert not list(folder.rglob("*.unfinished"))
+    assert not tether(*arguments, monkeypatch=monkeypatch)
     assert_same(folder, undisturbed)
 
 

@@ -1,5 +1,6 @@
 """Ways of stepping and processes: the same result, whichever; what is chosen and what is refused."""
 
+import copy
 import gc
 import json
 import logging
@@ -16,7 +17,7 @@ from torch import nn
 import tether
 from problems import Point, Quadratics, quadratic
 from tether.gradients import even_block
-from tether.layers import product_conv2d, sliced_max_pool2d
+from tether.layers import product_conv2d, sliced_max_pool2d, written_out
 
 PERIOD, STEPS = 3, 7
 
@@ -305,6 +306,18 @@ def test_a_convolution_is_a_product(settings):
     mine, theirs = product_conv2d(*args, **settings), nn.functional.conv2d(*args, **settings)
     torch.testing.assert_close(mine, theirs)
     for a, b in zip(*(torch.autograd.grad(out.square().sum(), args) for out in (mine, theirs)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 5, 3)], ids=str)
+def test_a_linear_layer_with_weights_first(shape, bias):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(3, 4, bias=bias).double(), torch.randn(shape).double()
+    mine = written_out(copy.deepcopy(layer))
+    torch.testing.assert_close(mine(x), layer(x))
+    gradients = (torch.autograd.grad(each(x).square().sum(), list(each.parameters())) for each in (mine, layer))
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
 
 

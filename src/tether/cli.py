@@ -251,14 +251,14 @@ def main() -> None:
     from rich.logging import RichHandler
 
     from tether.config import ConfigError
-    from tether.errors import CheckpointError, WorkerLostError
+    from tether.errors import CheckpointError, RunFolderError, WorkerLostError
 
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
     logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("tether").setLevel(logging.INFO)
     try:
         app()
-    except (ConfigError, CheckpointError, WorkerLostError) as error:
+    except (ConfigError, CheckpointError, RunFolderError, WorkerLostError) as error:
         raise SystemExit(f"tether: {error}") from error
 
 

@@ -5,6 +5,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or there are some and none can be gone on from."""
 
 
+class RunFolderError(RuntimeError):
+    """A run's folder could not be written, such as on a full disk. What was there is there still."""
+
+
 class WorkerLostError(RuntimeError):
     """Another process has ended, or cannot be reached any more.
 

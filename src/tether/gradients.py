@@ -44,7 +44,11 @@ LARGE = 1e8
 LONG = 2e12
 """Floating-point operations of a run from which compiling pays: minutes without it, of which it saves about half."""
 
-CACHE = 2**21
+KEEP: dict[str, str | int | bool | Callable[..., Any]] = {"realize_reads_threshold": 1}
+"""For the compiler: what is read more than once is kept, not computed anew for each reader, of which a convolution has
+one for each of its weights. It makes the second-order paper's network 1.7 times as fast."""
+
+CACHE = 3 * 2**20
 """Bytes that a block of rows should work on at most: of the order of a core's own cache."""
 
 MOST = 50
@@ -171,7 +175,7 @@ class CompiledGradients(StackedGradients):
         # The compiler keeps what it has compiled with the code, up to a limit that several runs must not share.
         own = gradients.__code__.replace(co_name=f"gradients_{id(self)}")
         gradients.__code__ = own
-        self._compiled = torch.compile(gradients, fullgraph=True, dynamic=False)
+        self._compiled = torch.compile(gradients, fullgraph=True, dynamic=False, options=KEEP)
 
     def __call__(  # noqa: D102
         self, x: Float[Tensor, "r d"], buffers: dict[str, Tensor], batch: Batch, out: Float[Tensor, "r d"]

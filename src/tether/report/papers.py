@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,7 @@ def draw(runs: Sequence[Run], folder: Path, format: str) -> list[Path]:
                 drawing = Drawing(SIZE, layout="constrained")
                 _curves(drawing.subplots(), figure, runs, axis)
                 drawing.axes[0].set_xlabel(label)
+                _legend(drawing)
                 written.append(save(drawing, folder / f"{figure.key}-{axis}.{format}"))
         for run, (colour, _) in zip(runs, style.looks(runs), strict=True):
             if trace(run):
@@ -113,8 +115,16 @@ def _curves(axes: Axes, figure: Figure, runs: Sequence[Run], axis: str) -> None:
     if figure.unit == "%":
         axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_xlim(left=0)
-    if len(runs) > 1:
-        axes.legend()
+
+
+def _legend(drawing: Drawing) -> None:
+    """What is which line, above the curves, where it hides none of them; the figure grows by as much."""
+    lines, names = drawing.axes[0].get_legend_handles_labels()
+    if len(names) < 2:
+        return
+    columns = max(1, int(SIZE[0] / (0.45 + 0.065 * max(map(len, names)))))
+    drawing.set_figheight(SIZE[1] + 0.16 * math.ceil(len(names) / columns))
+    drawing.legend(lines, names, loc="outside upper left", ncols=columns, columnspacing=1.0, labelspacing=0.3)
 
 
 def _logarithmic(axes: Axes) -> None:
