@@ -270,16 +270,16 @@ class Found:
         from matplotlib.figure import Figure
         from matplotlib.ticker import PercentFormatter
 
-        figure = Figure((7.0, 2.7), layout="constrained")
+        figure = Figure((7.0, 3.0), layout="constrained")
         whole, close = figure.subplots(1, 2)
         for axes in (whole, close):
             self._curves(axes, measure)
         curves = [self.curve(entry, measure) for entry in self.compared()]
         late = np.concatenate([values[(seconds > self.end / 2) & (seconds <= self.end)] for seconds, values in curves])
-        margin = 0.1 * np.ptp(late)
+        margin = max(0.1 * np.ptp(late), 1e-3)
         close.set(xlim=(self.end / 2, 1.02 * self.end), ylim=(late.min() - margin, np.percentile(late, 90) + margin))
         whole.set(xlim=(0, None), ylabel=f"test {measure} of the center")
-        whole.legend()
+        figure.legend(*whole.get_legend_handles_labels(), loc="outside upper center", ncols=4)
         if measure == "error":
             for axes in (whole, close):
                 axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
