@@ -75,10 +75,10 @@ def outcome(found: Found, claims: list[Claim], figures: Mapping[str, str], notes
         f"Compared, of the tries of a method, is the one with the least test error at the end: {shown}. At the end "
         f"means: in the last third of the first {found.end:.4g} virtual seconds, when the first run has ended."
     )
-    return Outcome(claims, drawn, found.tables(), [rule, *notes, time(found.comparison)])
+    return Outcome(claims, drawn, found.tables(), [rule, *notes, about_time(found.comparison)])
 
 
-def time(comparison: Comparison) -> str:
+def about_time(comparison: Comparison) -> str:
     """What the virtual time of a comparison is."""
     between, within = CLUSTER["bandwidth"] / 1e9, CLUSTER["node_bandwidth"] / 1e9
     slower = comparison.slower_links

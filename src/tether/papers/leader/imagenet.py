@@ -29,15 +29,17 @@ STEP_SECONDS = 0.25
 SMALL_STEPS = 240
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InSteps(Comparison):
     """Methods that all take the same number of local steps, as their learning rates drop after so many epochs.
+
+    `seconds` is how long that takes a worker that never waits.
 
     Attributes:
         local_steps: of every worker.
     """
 
-    local_steps: int = 1
+    local_steps: int
 
     def steps(self, entry: Entry) -> int:
         """Local steps of every worker."""
