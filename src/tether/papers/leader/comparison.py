@@ -89,7 +89,8 @@ class Comparison:
         parameters: of the model.
         grids: what each method is tried with; which methods are compared.
         step_seconds: virtual seconds of a local step.
-        seconds: virtual seconds that every run takes, messages included.
+        seconds: virtual seconds that every run takes, messages included; somewhat more where rounds also average
+            the buffers of batch normalisation. All are compared up to where the first has ended.
         evaluations: of each run.
         workers: numbers of workers; SGD has one.
         batch_size: of each worker.

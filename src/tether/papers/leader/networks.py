@@ -254,7 +254,8 @@ def _differs(comparison: Comparison, setting: Setting) -> list[str]:
     return [
         f"On {data}. {model}; crops of {comparison.data['crop']} pixels; batches of {comparison.batch_size} "
         f"instead of {BATCH_SIZE}; rounds every {comparison.period} steps instead of {PERIOD}, among all nodes "
-        f"{comparison.global_period} instead of {2 * PERIOD}; {comparison.seconds:g} virtual seconds; "
+        f"{comparison.global_period} instead of {2 * PERIOD}; {comparison.seconds:.3g} virtual seconds instead of "
+        f"about {SECONDS:,}, so that only how training begins is compared; "
         f"{comparison.data['held_out']} test images, so that errors are uncertain by about 0.02.",
         f"Learning rates are the largest, the middle and the smallest of the paper's grid for each method, times "
         f"{comparison.batch_size}/{BATCH_SIZE} as batches are smaller; λ is the middle one of its grid. Rounds are as "
