@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import tether
@@ -36,6 +37,7 @@ from tether.data import (
     classification,
     fashion_mnist,
     holdings,
+    image_folder,
     language,
     libsvm,
     mnist,
@@ -45,6 +47,9 @@ from tether.data import (
     text,
 )
 from tether.data.cifar import DEVIATION, MEAN
+from tether.data.images import DEVIATION as PHOTOGRAPHS_DEVIATION
+from tether.data.images import MEAN as PHOTOGRAPHS_MEAN
+from tether.data.images import _parts
 from tether.data.mnist import FASHION_MNIST
 from tether.models import cross_entropy
 
@@ -438,6 +443,110 @@ def test_augmented_batches_depend_on_seed_worker_and_step_alone(cifar):
     assert not torch.equal(feed(4)(range(4), 0)[0][0], asked[0][0][0])
     # 25 samples a worker are five batches of five: step 0 and step 5 show some of the same images, otherwise cropped.
     assert not set(asked[0][0][0][0].flatten(1).sum(1).tolist()) & set(asked[5][0][0][0].flatten(1).sum(1).tolist())
+
+
+# ---- folders of images
+
+
+def photograph(height, width):
+    """An image whose red says how far right a pixel is, and whose green how far down; blue is 51."""
+    across, down = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    return Image.fromarray(np.stack([255 * across, 255 * down, np.full_like(across, 51)], -1).round().astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A wide image of each of three classes, in several formats; held-out ones are high, and more."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for part, size, count in (("train", (120, 200), 1), ("val", (160, 96), 4)):
+        for number, name in enumerate(("ant", "bee", "cat")):
+            (folder / part / name).mkdir(parents=True)
+            for image in range(count):
+                suffix = ("png", "JPEG", "jpg")[number]
+                photograph(*size).save(folder / part / name / f"{image}.{suffix}", quality=98)
+            (folder / part / name / "about.txt").write_text("not an image")
+    return folder
+
+
+def values(images):
+    """Pixels in [0, 1]."""
+    mean, deviation = (torch.tensor(each).view(3, 1, 1) for each in (PHOTOGRAPHS_MEAN, PHOTOGRAPHS_DEVIATION))
+    return images * deviation + mean
+
+
+def test_folders_of_images(photographs):
+    data = image_folder(photographs, crop=32, resized=40)
+    assert (len(data), data.classes, data.names, data.shape) == (3, 3, ("ant", "bee", "cat"), (3, 32, 32))
+    assert data.train[1].tolist() == [0, 1, 2]
+    assert data.test[1].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert image_folder(photographs, held_out=6).test[1].tolist() == [0, 0, 1, 1, 2, 2]
+    images, labels = data.augmentation.held_out(data.test)
+    assert labels is data.test[1]
+    # In the middle, 32 of the 40 pixels to which the shorter side was resized: of 66 along the other.
+    steps = (torch.arange(32) + 0.5) / 32 - 0.5
+    for image in values(images):
+        assert image[0].mean(0).numpy() == pytest.approx(0.5 + steps.numpy() * 32 / 40, abs=0.02)
+        assert image[1].mean(1).numpy() == pytest.approx(0.5 + steps.numpy() * 32 / 40 * 96 / 160, abs=0.02)
+        assert image[2].numpy() == pytest.approx(0.2, abs=0.02)
+    assert torch.equal(data.augmentation.held_out((images, labels))[0], images)
+    # They are read when they are evaluated.
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    expected = classification((images, labels))(model)
+    assert data.evaluation()(model) == pytest.approx(expected)
+
+
+def test_random_parts_of_images(photographs):
+    data = image_folder(photographs, crop=16, resized=16)
+    numbers = torch.zeros(2, 300, dtype=torch.long)
+    images, _ = data.augmentation((numbers, numbers), [np.random.default_rng((0, w)) for w in range(2)])
+    assert images.shape == (2, 300, 3, 16, 16)
+    pixels = values(images.flatten(0, 1))
+    across, down = pixels[:, 0].mean(1), pixels[:, 1].mean(2)  # [n, 16]
+    mirrored = across[:, 0] > across[:, -1]
+    # From the first pixel's middle to the last one's are 15 of 16 parts of a side.
+    width, height = ((each[:, -1] - each[:, 0]).abs() * 16 / 15 for each in (across, down))
+    for worker in range(2):
+        random = np.random.default_rng((0, worker))
+        tries, mirror = random.random((10, 4, 300)), random.random(300)
+        assert mirrored[300 * worker :][:300].tolist() == (mirror < 0.5).tolist()
+        for i in range(300):
+            for a, b, left, top in tries[:, :, i]:  # noqa: B007
+                area, ratio = 0.08 + 0.92 * a, 0.75 + (4 / 3 - 0.75) * b
+                if max(area * ratio, area / ratio) <= 1:
+                    break
+            at = 300 * worker + i
+            expected = math.sqrt(area * ratio), math.sqrt(area / ratio)
+            assert (width[at].item(), height[at].item()) == pytest.approx(expected, abs=0.03)
+            middle = left * (1 - expected[0]) + expected[0] / 2, top * (1 - expected[1]) + expected[1] / 2
+            assert (across[at].mean().item(), down[at].mean().item()) == pytest.approx(middle, abs=0.02)
+
+
+def test_parts_that_do_not_fit_are_drawn_again():
+    drawn = np.full((10, 4, 1), 0.99)  # nearly all of the area, a third wider than the image
+    assert _parts(drawn).tolist() == [[0, 0, 1, 1]]
+    drawn[3, :2] = 0.0
+    left, top, right, bottom = _parts(drawn)[0]
+    assert (right - left, bottom - top) == pytest.approx((math.sqrt(0.08 * 0.75), math.sqrt(0.08 / 0.75)))
+
+
+def test_mistakes_in_folders_of_images(photographs, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no train in .*: give the folder with train and val"):
+        image_folder(tmp_path)
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"no image in .*ant: give one that ends in \.jpeg"):
+        image_folder(tmp_path)
+    for part, name in (("train", "ant"), ("val", "bee")):
+        (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / part / name / "0.png").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match="different classes: ant, bee"):
+        image_folder(tmp_path)
+    (tmp_path / "val" / "bee").rename(tmp_path / "val" / "ant")
+    with pytest.raises(ValueError, match=r"0\.png is not an image, or damaged .*; fetch it again"):
+        assert image_folder(tmp_path).shape
+    with pytest.raises(ValueError, match="held_out=13: give a whole number, from 1 to 12"):
+        image_folder(photographs, held_out=13)
+    with pytest.raises(ValueError, match="resized=8: give a whole number, at least 16"):
+        image_folder(photographs, crop=16, resized=8)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 from torch import nn
 
 import tether
-from tether.config import Config, ConfigError
+from tether.config import Config, ConfigError, choose
 from tether.data import Dataset
 from tether.gradients import RowGradients, StackedGradients
 from tether.models import MODELS, cross_entropy, squared_error
 from tether.models.cifar import Residual
+from tether.papers.leader import imagenet
 from tether.replicas import Replicas
 from tether.run import load_data, load_model
 
@@ -59,7 +61,28 @@ def weights(model):
 
 
 def test_each_model_is_in_these_tests():
-    assert set(SMALL) == set(MODELS)
+    assert set(SMALL) == set(MODELS) - {"torchvision"}
+
+
+def test_torchvision_is_asked_for_by_what_needs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(ConfigError) as error:
+        choose({"name": "torchvision", "architecture": "resnet50"}, MODELS, "model", shape=CIFAR, classes=10)
+    (line,) = str(error.value).splitlines()
+    assert "model: architecture='resnet50' is torchvision's, which cannot be imported here" in line
+    assert "pip install 'tether[vision]'" in line
+
+
+def test_networks_of_torchvision():
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision cannot be imported: {error}")
+    assert weights(MODELS["torchvision"]((3, 224, 224), 1000, architecture="resnet50")) == imagenet.PARAMETERS
+    network = MODELS["torchvision"](CIFAR, 7, architecture="resnet18")
+    assert network(torch.randn(2, *CIFAR)).shape == (2, 7)
+    with pytest.raises(ConfigError, match="resnet17"):
+        choose({"name": "torchvision", "architecture": "resnet17"}, MODELS, "model", shape=CIFAR, classes=10)
 
 
 @pytest.mark.parametrize(

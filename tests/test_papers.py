@@ -16,7 +16,7 @@ from tether import cli
 from tether.config import ConfigError
 from tether.papers import EXPERIMENTS, Claim, Outcome, Setting, experiment, find
 from tether.papers.experiments import PAPERS
-from tether.papers.leader import matrix_completion, networks, sinc, switching
+from tether.papers.leader import imagenet, matrix_completion, networks, sinc, switching, symmetry
 from tether.papers.leader.comparison import Comparison, Entry, Found, Grid
 from tether.papers.reproduce import reproduce
 from tether.run import check, load_clock
@@ -137,6 +137,7 @@ def test_matrix_completion(tmp_path):
 SMALL = Comparison(
     data={"name": "digits", "partition": "reshuffled"},
     model={"name": "mlp", "hidden": [16]},
+    parameters=65 * 16 + 17 * 10,
     grids={
         "SGD": Grid((0.01, 0.05)),
         "DOWNPOUR": Grid((0.01,)),
@@ -144,13 +145,14 @@ SMALL = Comparison(
         "LSGD": Grid((0.05,), (0.1, 0.5)),
     },
     step_seconds=0.01,
-    steps=24,
-    evaluate_every=6,
+    seconds=0.24,
+    evaluations=4,
     workers=(4, 8),
     batch_size=16,
     period=4,
     global_period=8,
-    drops=(18,),
+    drops=(0.75,),
+    slower_links=200,
 )
 
 
@@ -174,16 +176,23 @@ def test_a_comparison_runs_its_grid(found):
     (run,) = [run for name, run in found.runs.items() if name == "LSGD-8-lr-0.05-pull-0.1"]
     assert run.config["method"] == "LSGD"
     assert run.config["method.groups"] == 2
-    assert run.virtual[-1] > 24 * 0.01 * 0.9
+    assert run.config["trigger"] == "total-steps"
+    for entry in found.entries:
+        assert found.runs[entry.name].virtual[-1] == pytest.approx(0.24, rel=0.2), entry
+    # So much slower, DOWNPOUR's workers wait for their messages; those of others hardly do.
+    steps = {each.method: found.comparison.steps(each) for each in found.entries if each.workers in (1, 8)}
+    assert steps["DOWNPOUR"] < 16 < 18 < min(steps[name] for name in ("SGD", "EASGD", "LSGD"))
     best = found.best("SGD", 1)
     assert found.error(best) == min(found.error(each) for each in found.entries if each.method == "SGD")
     seconds, error = found.curve(best)
     assert len(seconds) == 4
+    (center,) = [found.runs[each.name].result["center"] for each in found.entries if each.name.startswith("EASGD-8")]
+    assert center["loss"] > 0
     assert error[-1] == pytest.approx(1 - found.runs[best.name].result["center"]["accuracy"])
     tables = found.tables()
     assert len(tables["tries"]) == 10
     assert sum(row["shown"] for row in tables["tries"]) == 7
-    assert len(tables["curves"]) >= 10 * 4  # one more where workers did not all end at once
+    assert len(tables["curves"]) == sum(len(found.curve(each)[0]) for each in found.entries)
     assert found.draw("loss").axes
 
 
@@ -206,10 +215,12 @@ def stop_at(share):
 
 def test_who_led(found):
     one, groups = (found.runs[found.best("LSGD", workers).name] for workers in (4, 8))
-    assert switching.led(one, of_all=True).sum() == 24 // 4
+    rounds = (found.comparison.steps(found.best("LSGD", workers)) // 4 for workers in (4, 8))
+    assert switching.led(one, of_all=True).sum() == next(rounds)
     assert switching.led(one, of_all=False).sum() == 0
-    assert switching.led(groups, of_all=True).sum() == 24 // 8
-    assert switching.led(groups, of_all=False).sum() == 2 * (24 // 4)
+    often = next(rounds)
+    assert switching.led(groups, of_all=True).sum() == often // 2
+    assert switching.led(groups, of_all=False).sum() == 2 * often
     for claim, run in zip(switching.all_lead([one, groups]), (one, groups), strict=True):
         assert claim.ours == len({w for who in run.leaders if who is not None for w in np.ravel(who)})
     assert len(switching.draw(groups).axes[1].patches) == 2 * 8
@@ -218,11 +229,14 @@ def test_who_led(found):
 def test_how_many_times_faster(found, monkeypatch):
     seconds = np.linspace(1, 10, 10)
     curves = {"fast": (seconds, 0.9 - 0.06 * seconds), "slow": (2 * seconds, 0.9 - 0.06 * seconds)}
+    curves["never"] = (seconds, np.full(10, 0.95))
     monkeypatch.setattr(found, "best", lambda method, workers: method)
     monkeypatch.setattr(found, "curve", lambda entry, measure="error": curves[entry])
     assert found.speedup("fast", "slow", 4) == pytest.approx(2)
     assert found.speedup("slow", "fast", 4) == pytest.approx(1 / 2)
     assert found.speedup("slow", "slow", 4) == 1
+    # Two thirds of its first step takes "fast" to 0.95 from 1.
+    assert found.speedup("fast", "never", 4) > 1 > found.speedup("never", "fast", 4) > 0
 
 
 @pytest.mark.parametrize(
@@ -233,16 +247,96 @@ def test_how_many_times_faster(found, monkeypatch):
     ],
 )
 def test_the_papers_grids(model, grids, counts, tmp_path):
-    comparison = networks._papers(Setting(tmp_path, paper=True, data=tmp_path), model, grids, 0.01)
+    network = networks.CNN7 if model == "cnn7" else networks.RESNET20
+    assert network.grids is grids
+    comparison = network.comparison(Setting(tmp_path, paper=True, data=tmp_path))
     entries = list(comparison.entries())
     assert {name: sum(each.method == name for each in entries) for name in counts} == counts
-    for entry in entries:
+    # One try of each: who sends what when is looked at for each of them.
+    for entry in {(each.method, each.workers): each for each in entries}.values():
         config = comparison.config(entry, seed=0)
         check(config, config.method)
         assert config.data["folder"] == str(tmp_path)
         assert (config.batch_size, config.data["crop"], config.optimizer["weight_decay"]) == (128, 28, 1e-4)
         clock = load_clock(config)
         assert clock.nodes == max(1, entry.workers // 4)
+        seconds = {"cnn7": 0.01, "resnet20": 0.025}[model] * config.steps
+        assert 0.25 * 2000 < seconds <= 2000
+        assert (config.scheduler is None) == (model == "cnn7")  # whose learning rate is constant
+        if config.scheduler:
+            assert config.scheduler["milestones"] == [int(0.75 * config.steps)]
+
+
+def test_the_rule_for_learning_rates(tmp_path):
+    """Three of the paper's grid, scaled as the batch is, and no others."""
+    comparison = networks.CNN7.comparison(Setting(tmp_path))
+    assert comparison.grids["LSGD"] == Grid((0.1 / 8, 0.01 / 8, 0.001 / 8), (0.1,))
+    assert comparison.grids["DOWNPOUR"] == Grid((0.05 / 8, 0.005 / 8, 0.0005 / 8), (None,))
+    comparison = networks.RESNET20.comparison(Setting(tmp_path))
+    assert comparison.grids["EASGD"] == Grid((0.2 / 8, 0.1 / 8, 0.05 / 8), (None,))
+    assert comparison.grids["DOWNPOUR"] == Grid((0.2 / 8, 0.05 / 8, 0.01 / 8), (None,))
+    # Messages of the small network over its links take as long, to a period, as the paper's.
+    sent = comparison.parameters * comparison.slower_links / comparison.period
+    assert sent == pytest.approx(269_722 / 64)
+
+
+# ---- leader/symmetry
+
+
+def test_symmetry(tmp_path, monkeypatch):
+    monkeypatch.setattr(symmetry, "PULLS", (0.5,))
+    monkeypatch.setattr(symmetry, "ITERATIONS", 120)
+    outcome = symmetry.symmetry(Setting(tmp_path))
+    assert [claim.verdict for claim in outcome.claims[:3]] == ["holds"] * 3
+    elastic, leader = outcome.tables["symmetry"]
+    y = tether.theory.elastic_stationary_point(0.5)
+    assert [elastic[f"end_{name}"] for name in ("0", "1", "center")] == pytest.approx([-y, y, 0], abs=1e-3)
+    # x' = η e^(1-x) in continuous time: the slope is 1 / (e^(x_0 - 1) + ηt).
+    expected = 1 / (np.exp(y - symmetry.AWAY[0] - 1) + 0.25 * 120)
+    assert leader["least_slope_at_the_end"] == pytest.approx(expected, rel=0.1)
+    assert outcome.figures["symmetry"].axes
+
+
+# ---- leader/resnet50
+
+
+def test_resnet50(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(imagenet, "SMALL_STEPS", 12)
+    outcome = imagenet.resnet50(Setting(tmp_path / "out", data=images))
+    assert len(outcome.claims) == 3
+    assert {row["method"]: row["lr"] for row in outcome.tables["tries"]} == {
+        "DOWNPOUR": 0.1 / 4,
+        "EASGD": 0.2 / 4,
+        "LSGD": 0.2 / 4,
+    }
+    assert "learning rates are 8/32 of the paper's" in outcome.notes[2]
+
+
+def test_resnet50_as_the_paper_has_it(images):
+    comparison = imagenet.comparison(Setting(images, paper=True, data=images))
+    (downpour, elastic, leader) = (comparison.config(entry, 0) for entry in comparison.entries())
+    # 300 images in shares of 75: two batches of 32 an epoch.
+    for config, rate in ((downpour, 0.1), (elastic, 0.2), (leader, 0.2)):
+        assert (config.workers, config.batch_size, config.steps) == (4, 32, 2 * 90)
+        assert config.optimizer["lr"] == rate
+        assert config.scheduler == {"name": "MultiStepLR", "milestones": [60, 120], "gamma": 0.1}
+        assert config.model == {"name": "torchvision", "architecture": "resnet50"}
+    assert elastic.methods["EASGD"] == {"name": "asynchronous-easgd", "period": 64, "beta": 0.43}
+    assert leader.methods["LSGD"] == {"name": "leader", "period": 64, "pull": 0.1, "window": 64}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """300 images to train on and 20 to be tested on, in two classes."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 150), ("val", 10)):
+        for number, name in enumerate(("dark", "light")):
+            (folder / part / name).mkdir(parents=True)
+            for image in range(count):
+                pixels = random.integers(0, 128, (20, 24, 3), dtype=np.uint8) + np.uint8(127 * number)
+                Image.fromarray(pixels).save(folder / part / name / f"{image}.png")
+    return folder
 
 
 # ---- what an experiment leaves, and what is said of mistakes

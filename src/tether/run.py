@@ -199,7 +199,7 @@ def load_model(config: Config, data: Dataset) -> nn.Module:
 def _checked(model: nn.Module, data: Dataset, name: str) -> nn.Module:
     """The model, if it takes the samples and has an answer for each target."""
     device = next(model.parameters()).device
-    inputs = torch.zeros(1, *data.shape, dtype=data.train[0].dtype, device=device)
+    inputs = torch.zeros_like(data.example, device=device)
     answers = data.train[-1].shape[1:] if data.classes else ()
     try:
         with torch.no_grad():

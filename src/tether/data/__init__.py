@@ -9,6 +9,7 @@ from tether.data.digits import digits
 from tether.data.evaluation import classification, language, regression
 from tether.data.feed import Feed
 from tether.data.holdings import Holdings, holdings, picture
+from tether.data.images import Photographs, image_folder
 from tether.data.libsvm import libsvm
 from tether.data.mnist import fashion_mnist, mnist
 from tether.data.partition import (
@@ -32,6 +33,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "fashion-mnist": fashion_mnist,
     "mnist": mnist,
     "cifar10": cifar10,
+    "image-folder": image_folder,
     "python-source": python_source,
     "text": text,
     "libsvm": libsvm,
@@ -55,6 +57,7 @@ __all__ = [
     "Groups",
     "Holdings",
     "Partition",
+    "Photographs",
     "PowerLaw",
     "Quantity",
     "Reshuffled",
@@ -65,6 +68,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "holdings",
+    "image_folder",
     "language",
     "libsvm",
     "mnist",

@@ -31,7 +31,10 @@ class Augmentation(Protocol):
         ...
 
     def held_out(self, samples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What to evaluate on: samples `[n, ...]` of the shape that batches have, nothing drawn."""
+        """What to evaluate on: samples `[n, ...]` of the shape that batches have, nothing drawn.
+
+        Of such samples it makes the same again.
+        """
         ...
 
 

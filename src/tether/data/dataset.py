@@ -71,10 +71,15 @@ class Dataset:
         return f"{self.name} ({self.about})" if self.about else self.name
 
     @property
+    def example(self) -> Tensor:
+        """`[1, ...]`, the inputs of a sample as batches have them."""
+        first = (self.train[0][:1],)
+        return (first if self.augmentation is None else self.augmentation.held_out(first))[0]
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of a sample as batches have it."""
-        first = self.train[:1] if self.augmentation is None else self.augmentation.held_out((self.train[0][:1],))
-        return tuple(first[0].shape[1:])
+        return tuple(self.example.shape[1:])
 
     @property
     def outputs(self) -> int:
@@ -153,6 +158,8 @@ class Dataset:
         """
         if self.test is None:
             return None
+        prepare = self.augmentation.held_out if self.augmentation else None
         if self.classes is None:
-            return regression(self.test, loss=loss)
-        return classification(self.test, loss=loss) if self.test[-1].ndim == 1 else language(self.test, loss=loss)
+            return regression(self.test, loss=loss, prepare=prepare)
+        measure = classification if self.test[-1].ndim == 1 else language
+        return measure(self.test, loss=loss, prepare=prepare)

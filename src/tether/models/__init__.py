@@ -10,6 +10,7 @@ from tether.models.objectives import LOSSES, OBJECTIVES, cross_entropy, squared_
 from tether.models.relu import relu_network
 from tether.models.second_order import second_order_cnn, second_order_mlp
 from tether.models.transformer import transformer
+from tether.models.vision import from_torchvision
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "softmax": softmax,
@@ -23,6 +24,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "vgg16": vgg16,
     "transformer": transformer,
+    "torchvision": from_torchvision,
 }
 """Every model by the name that configs use: a function of the shape of a sample and the number of classes."""
 
@@ -33,6 +35,7 @@ __all__ = [
     "cnn",
     "cnn7",
     "cross_entropy",
+    "from_torchvision",
     "logistic",
     "mlp",
     "relu_network",

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Mapping
-
-import torch
 
 from tether.config import Config
 from tether.data import Dataset
@@ -54,8 +51,3 @@ def carry_out(configs: Mapping[str, Config], setting: Setting) -> dict[str, Run]
         found[name] = dataclasses.replace(read_run, name=name)
         done += work[name]
     return found
-
-
-def processes(workers: int) -> int:
-    """How many processes of this machine may share simulated workers: its cores; one where a GPU takes the steps."""
-    return 1 if torch.cuda.is_available() else max(1, min(workers, os.cpu_count() or 1))

@@ -1,8 +1,13 @@
-"""Networks trained by several methods on the paper's cluster, on virtual time (section 4)."""
+"""Networks trained by several methods on the paper's cluster, on virtual time (section 4).
+
+LSGD is algorithm 1: a round is due when all workers together have taken m tau steps more. EASGD and DOWNPOUR exchange
+with a center, which is the model that is evaluated; of LSGD that is the mean of the workers.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,10 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from tether.config import Config, validate
+from tether.clock import Clock, Cluster
+from tether.config import Config, choose, validate
+from tether.methods import METHODS, CenterMethod
 from tether.papers.experiments import Setting, Table
-from tether.papers.runs import carry_out, processes
+from tether.papers.runs import carry_out
 from tether.report import style
+from tether.theory import round_costs
+from tether.trips import Trips
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +45,9 @@ CLUSTER: dict[str, Any] = {
 
 ELASTICITY = 0.43
 """β of EASGD in all the paper's experiments."""
+
+LOOKED_AT = 1000
+"""Local steps of every worker from which it is told how long a step takes, visits to the center included."""
 
 
 @dataclass(frozen=True)
@@ -74,30 +86,36 @@ class Comparison:
     Attributes:
         data: as a config has it.
         model: as a config has it.
+        parameters: of the model.
         grids: what each method is tried with; which methods are compared.
         step_seconds: virtual seconds of a local step.
-        steps: local steps of every worker.
-        evaluate_every: local steps between evaluations.
+        seconds: virtual seconds that every run takes, messages included; somewhat more where rounds also average
+            the buffers of batch normalisation. All are compared up to where the first has ended.
+        evaluations: of each run.
         workers: numbers of workers; SGD has one.
         batch_size: of each worker.
         period: local steps between rounds, τ.
         global_period: between pulls to the leader of all where there are several nodes, τ_G.
         window: batches over which the loss is averaged by which leaders are chosen.
-        drops: local steps after which the learning rate is divided by ten.
+        drops: shares of a run after which its learning rate is divided by ten.
+        slower_links: how many times slower all links are than the paper's. With a smaller network, they make a message
+            take as long as one of the paper's network does.
     """
 
     data: Mapping[str, Any]
     model: Mapping[str, Any]
+    parameters: int
     grids: Mapping[str, Grid]
     step_seconds: float
-    steps: int
-    evaluate_every: int | None
+    seconds: float
+    evaluations: int
     workers: tuple[int, ...] = (4, 16)
     batch_size: int = 128
     period: int = 64
     global_period: int = 128
     window: int = 10
-    drops: tuple[int, ...] = field(default=())
+    drops: tuple[float, ...] = field(default=())
+    slower_links: float = 1.0
 
     def entries(self) -> Iterator[Entry]:
         """All runs, the tries of a method one after the other."""
@@ -106,27 +124,47 @@ class Comparison:
             for workers, rate, pull in itertools.product(numbers, grid.rates, grid.pulls):
                 yield Entry(method, workers, rate, pull)
 
+    def steps(self, entry: Entry) -> int:
+        """Local steps of every worker, in the virtual seconds that there are."""
+        return max(1, int(self.seconds / self._pace(entry)))
+
     def config(self, entry: Entry, seed: int) -> Config:
         """A run as a config."""
-        schedule = {"name": "MultiStepLR", "milestones": list(self.drops), "gamma": 0.1}
+        steps = self.steps(entry)
+        milestones = [int(share * steps) for share in self.drops]
         settings = {
             "workers": entry.workers,
-            "steps": self.steps,
+            "steps": steps,
             "batch_size": self.batch_size,
             "seed": seed,
-            "evaluate_every": self.evaluate_every,
-            "clock": CLUSTER | {"step": self.step_seconds, "nodes": -(-entry.workers // GPUS_A_NODE)},
+            "evaluate_every": max(1, steps // self.evaluations),
+            "trigger": "total-steps" if entry.method == "LSGD" else None,
+            "clock": self._clock(entry.workers),
             "data": dict(self.data),
             "model": dict(self.model),
             # As in the code that the authors published; the paper prints the weight decay.
             "optimizer": {"name": "SGD", "lr": entry.rate, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
-            "scheduler": schedule if self.drops else None,
+            "scheduler": {"name": "MultiStepLR", "milestones": milestones, "gamma": 0.1} if self.drops else None,
             "method": entry.method,
             "methods": {entry.method: self._method(entry)},
-            # Workers at their own speeds are simulated in one process.
-            "processes": 1 if entry.method == "DOWNPOUR" else processes(entry.workers),
         }
         return validate(Config, settings, entry.name)
+
+    def _clock(self, workers: int) -> dict[str, Any]:
+        widths = {name: CLUSTER[name] / self.slower_links for name in ("bandwidth", "node_bandwidth")}
+        return CLUSTER | widths | {"step": self.step_seconds, "nodes": -(-workers // GPUS_A_NODE)}
+
+    def _pace(self, entry: Entry) -> float:
+        """Virtual seconds of a local step, with its share of what is waited for messages."""
+        clock = Clock(**self._clock(entry.workers))
+        method = choose(self._method(entry), METHODS, entry.method)
+        if isinstance(method, CenterMethod):
+            steps = min(LOOKED_AT, math.ceil(self.seconds / self.step_seconds))
+            size = self.parameters * np.dtype(np.float32).itemsize
+            trips = Trips(Cluster(clock, entry.workers, seed=0), method.period, overlap=0, steps=steps, size=size)
+            return float(trips.ends.max()) / steps
+        costs = round_costs(method, entry.workers, self.parameters)
+        return self.step_seconds + sum(cost.seconds(clock) / cost.period for cost in costs)
 
     def _method(self, entry: Entry) -> dict[str, Any]:
         nodes = entry.workers // GPUS_A_NODE
@@ -136,7 +174,7 @@ class Comparison:
             case "DOWNPOUR":
                 return {"name": "downpour", "period": 1}
             case "EASGD":
-                return {"name": "easgd", "period": self.period, "beta": ELASTICITY}
+                return {"name": "asynchronous-easgd", "period": self.period, "beta": ELASTICITY}
             case "LSGD" if nodes <= 1:
                 return {"name": "leader", "period": self.period, "pull": entry.pull, "window": self.window}
             case "LSGD":
@@ -167,7 +205,10 @@ class Found:
         return run.virtual[at], (1 - values if measure == "error" else values)[at]
 
     def best(self, method: str, workers: int) -> Entry:
-        """The try of a method with the least test error at its end; those that diverged are the last choice."""
+        """The try of a method that is compared: that with the least test error at the end; if it did not diverge.
+
+        So each method has its own best learning rate and pull of those in its grid, as in the paper.
+        """
         tries = [each for each in self.entries if (each.method, each.workers) == (method, workers)]
         return min(tries, key=lambda each: (not self.runs[each.name].ended, self.error(each)))
 
@@ -189,13 +230,18 @@ class Found:
     def speedup(self, method: str, over: str, workers: int) -> float:
         """How many times faster a method comes to the same test errors as another.
 
-        The median over errors in the lower half of what both have come to, since one alone depends on chance.
+        The median over errors in the lower half of what both have come to, since one alone depends on chance. If one
+        never came to the first that was measured of the other, it is the ratio at the least error of the worse one.
         """
-        curves = [self.curve(self.best(name, workers)) for name in (method, over)]
+        curves = [self.curve(self.best(name, workers if name != "SGD" else 1)) for name in (method, over)]
         lowest = [np.minimum.accumulate(error) for _, error in curves]
         top, bottom = min(low[0] for low in lowest), max(low[-1] for low in lowest)
-        targets = np.linspace(bottom, (top + bottom) / 2, 21)
-        times = [np.interp(-targets, -low, seconds) for (seconds, _), low in zip(curves, lowest, strict=True)]
+        targets = np.linspace(bottom, max(bottom, (top + bottom) / 2), 21)
+        # Before the first step nothing is right.
+        times = [
+            np.interp(-targets, -np.append(1.0, low), np.append(0.0, seconds))
+            for (seconds, _), low in zip(curves, lowest, strict=True)
+        ]
         return float(np.median(times[1] / times[0]))
 
     def tables(self) -> dict[str, Table]:
@@ -225,16 +271,16 @@ class Found:
         from matplotlib.figure import Figure
         from matplotlib.ticker import PercentFormatter
 
-        figure = Figure((7.0, 2.7), layout="constrained")
+        figure = Figure((7.0, 3.0), layout="constrained")
         whole, close = figure.subplots(1, 2)
         for axes in (whole, close):
             self._curves(axes, measure)
         curves = [self.curve(entry, measure) for entry in self.compared()]
         late = np.concatenate([values[(seconds > self.end / 2) & (seconds <= self.end)] for seconds, values in curves])
-        margin = 0.1 * np.ptp(late)
+        margin = max(0.1 * np.ptp(late), 1e-3)
         close.set(xlim=(self.end / 2, 1.02 * self.end), ylim=(late.min() - margin, np.percentile(late, 90) + margin))
         whole.set(xlim=(0, None), ylabel=f"test {measure} of the center")
-        whole.legend()
+        figure.legend(*whole.get_legend_handles_labels(), loc="outside upper center", ncols=4)
         if measure == "error":
             for axes in (whole, close):
                 axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))

@@ -180,7 +180,7 @@ def _draw(curves: Mapping[tuple[int, str], np.ndarray], size: Size) -> Figure:
     from matplotlib.figure import Figure
 
     looks = {"EAGD": (style.LIGHT[1], "-"), "LGD": (style.LIGHT[0], "-"), "uncoupled GD": (style.LIGHT[4], ":")}
-    figure = Figure((7.0, 2.3), layout="constrained")
+    figure = Figure((7.0, 2.5), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(size.ranks), sharey=True))
     for (panel, rank), (name, (colour, dash)) in itertools.product(zip(panels, size.ranks, strict=True), looks.items()):
         for number, run in enumerate(curves[rank, name]):
@@ -188,5 +188,5 @@ def _draw(curves: Mapping[tuple[int, str], np.ndarray], size: Size) -> Figure:
             panel.semilogy(run, color=colour, linestyle=dash, linewidth=1.2, alpha=0.8, label=label)
         panel.set(title=f"r = {rank}", xlabel="iterations", xlim=(0, size.iterations))
     panels[0].set_ylabel("best objective value")
-    panels[0].legend(loc="center right", handlelength=1.6)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(looks))
     return figure
