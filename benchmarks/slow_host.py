@@ -89,7 +89,8 @@ class Drawn:
 
 def measured_clock(cluster: Cluster, settings: Settings, steps: int) -> tether.Clock:
     """How long steps and messages take on these hosts, in seconds: from a few steps of each by itself, and messages."""
-    link = json.loads(run_script(cluster, LINKS, (), settings.timeout))
+    printed = run_script(cluster, LINKS, (), settings.timeout)  # among what Gloo has to say
+    link = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
     alone = replace(settings, steps=steps)
     tasks = [Task("alone", host, cluster.address(host), alone) for host in cluster.hosts]
     reports = run_hosts(cluster, tasks, settings.timeout)
@@ -188,8 +189,8 @@ def table(
     synchronous = {form: name for name, form in PAIRS.items()}
     medians = {name: median(runs) for name, runs in measured.items()}
     for name, runs in measured.items():
-        pairs = [(getattr(each, kind) for each in (predicted[name], medians[name])) for kind in ("to_loss", "whole")]
-        cells = [cell for pair in pairs for cell in compared(*pair)]
+        ours, real = predicted[name], medians[name]
+        cells = [*compared(ours.to_loss, real.to_loss), *compared(ours.whole, real.whole)]
         base = synchronous.get(name)
         gains = (
             [times(each[base].to_loss, each[name].to_loss) for each in (predicted, medians)] if base in measured else []
@@ -223,7 +224,7 @@ def main(
     strategies: Annotated[
         str, typer.Option(help="Which synchronous ones; their asynchronous forms follow.")
     ] = ",".join(PAIRS),
-    steps: Annotated[int, typer.Option(min=1, help="Local steps of each host, on average.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Local steps of each host, on average.")] = 160,
     period: Annotated[int, typer.Option(min=2, help="Local steps between rounds.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Samples a step and host.")] = 64,
     hidden: Annotated[str, typer.Option(help="Widths of hidden layers.")] = "1024,256",
