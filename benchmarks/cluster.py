@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import typer
 from cluster_network import Cluster, clean
 from cluster_processes import HostFailedError, environment, prepare, processes, wait
@@ -64,7 +65,7 @@ def run_hosts(cluster: Cluster, tasks: Sequence[Task], timeout: float) -> list[R
 
 @dataclass(frozen=True)
 class Goal:
-    """The training loss to reach: the mean of the last steps of all hosts, in the order of time.
+    """The training loss to reach: each host's own, averaged over its last steps, and then over hosts.
 
     Attributes:
         loss: the loss.
@@ -73,6 +74,29 @@ class Goal:
 
     loss: float
     window: int
+
+    def course(self, ends: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+        """The moment of each step, once every host has taken a window of them, and the averaged loss then.
+
+        Args:
+            ends: of each host, when its steps ended.
+            losses: of each host, their losses.
+        """
+        steps = []
+        for host, (moments, own) in enumerate(zip(ends, losses, strict=True)):
+            smoothed = np.convolve(own, np.ones(self.window) / self.window, "valid")
+            steps += [(end, host, loss) for end, loss in zip(moments[self.window - 1 :], smoothed, strict=True)]
+        latest: dict[int, float] = {}
+        found = []
+        for end, host, loss in sorted(steps):
+            latest[host] = loss
+            if len(latest) == len(ends):
+                found.append((end, statistics.mean(latest.values())))
+        return found
+
+    def reached(self, course: Sequence[tuple[float, float]]) -> float | None:
+        """When the loss was reached first; None if it never was."""
+        return next((moment for moment, loss in course if loss <= self.loss), None)
 
 
 @dataclass(frozen=True)
@@ -106,24 +130,20 @@ class Measurement:
 def measurement(strategy: str, mbit: float, settings: Settings, goal: Goal, reports: Sequence[Report]) -> Measurement:
     """Put together what the hosts have seen."""
     start = min(report.start for report in reports)
-    # Hosts that do not wait for one another are at different steps at the same time.
-    steps = sorted(step for report in reports for step in zip(report.ends, report.losses, strict=True))
-    ends, losses = zip(*steps, strict=True)
-    window = goal.window * settings.hosts
-    averaged = [statistics.mean(losses[i : i + window]) for i in range(len(losses) - window + 1)]
-    moments = zip(averaged, (end - start for end in ends[window - 1 :]), strict=True)
+    ends = [[end - start for end in report.ends] for report in reports]
+    course = goal.course(ends, [report.losses for report in reports])
     parameters = reports[0].parameters
     return Measurement(
         strategy=strategy,
         mbit=mbit,
         parameters=parameters,
         seconds=max(report.finish for report in reports) - start,
-        seconds_to_loss=next((end for loss, end in moments if loss <= goal.loss), None),
+        seconds_to_loss=goal.reached(course),
         waited=statistics.mean(report.waited for report in reports),
         sent=statistics.mean(report.sent for report in reports),
         payload=statistics.mean(report.payload for report in reports),
-        formula=STRATEGIES[strategy].bytes_sent(settings.hosts, parameters, settings.steps, settings.period),
-        loss=averaged[-1],
+        formula=STRATEGIES[strategy].bytes_sent(list(map(len, ends)), parameters, settings.period),
+        loss=course[-1][1],
     )
 
 
@@ -232,6 +252,9 @@ def main(
     slow: Annotated[
         float, typer.Option(min=1, help="Times as long as others that the last host takes for a step.")
     ] = 1,
+    lasting: Annotated[
+        float, typer.Option(min=0, help="Seconds that a local step lasts at least; what computing leaves is slept.")
+    ] = 0,
     repeat: Annotated[int, typer.Option(min=1, help="How often to run each strategy, in turns.")] = 1,
     once: Annotated[str, typer.Option(help="Strategies to run only once, with commas between them.")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds that one strategy may take, its start included.")] = 900,
@@ -249,7 +272,7 @@ def main(
         raise typer.BadParameter(f"--window {window} is more than --steps {steps}")
     speeds, widths, names = numbers(mbit, float), numbers(hidden, int), chosen(strategies, console)
     single = chosen(once, console) if once else []
-    settings = Settings(hosts, steps, period, overlap, batch, widths, lr, data, seed, timeout, slow)
+    settings = Settings(hosts, steps, period, overlap, batch, widths, lr, data, seed, timeout, slow, lasting)
     goal = Goal(loss, window)
     measured: list[Measurement] = []
     failures: list[dict[str, Any]] = []

@@ -9,12 +9,28 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from cluster_network import Cluster
 from cluster_processes import HostFailedError, environment, log_of, prepare, processes, wait
+
+
+def run_script(cluster: Cluster, script: Path, arguments: Sequence[str], timeout: float) -> str:
+    """What the script prints on the first host, once it has ended on all of them.
+
+    Raises:
+        HostFailedError: if it fails on one of them, or time is up.
+    """
+    lines = {f"host{host}": cluster.on(host, sys.executable, script, *arguments) for host in cluster.hosts}
+    environments = {f"host{host}": environment(cluster, host) for host in cluster.hosts}
+    with tempfile.TemporaryDirectory() as folder:
+        logs = Path(folder)
+        with processes(lines, environments, logs) as running:
+            wait(running, logs, timeout)
+        return log_of("host0", logs).read_text()
 
 
 def main(
@@ -26,17 +42,11 @@ def main(
 ) -> None:
     """Run a script on every host of a cluster of namespaces."""
     prepare()
-    with tempfile.TemporaryDirectory() as folder, Cluster(hosts, mbit) as cluster:
-        words = (sys.executable, script, *(arguments or ()))
-        lines = {f"host{host}": cluster.on(host, *words) for host in cluster.hosts}
-        environments = {f"host{host}": environment(cluster, host) for host in cluster.hosts}
-        logs = Path(folder)
-        with processes(lines, environments, logs) as running:
-            try:
-                wait(running, logs, timeout)
-            except HostFailedError as error:
-                sys.exit(str(error))
-        print(log_of("host0", logs).read_text(), end="")
+    with Cluster(hosts, mbit) as cluster:
+        try:
+            print(run_script(cluster, script, arguments or (), timeout), end="")
+        except HostFailedError as error:
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":

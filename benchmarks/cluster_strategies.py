@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -15,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import tether
+from tether.methods import CenterMethod
+from tether.triggers import Trigger
 
 BYTES = 4
 """The size of a parameter."""
@@ -36,6 +39,8 @@ class Settings:
         seed: of the model and of the batches.
         timeout: seconds that a strategy may take.
         slow: how many times as long a local step takes on the last host.
+        lasting: seconds that a local step lasts at least up to its update: what computing leaves of it is slept, as
+            a stand-in for hosts whose steps do not wait for one another's cores.
     """
 
     hosts: int
@@ -49,6 +54,7 @@ class Settings:
     seed: int
     timeout: float
     slow: float
+    lasting: float
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ class Strategy:
         every_step: whether every step is a round.
         waits_in: the part of a step that communicates.
         lighthouse: whether torchft's coordinator must be running.
+        method: tether's method, of the period.
+        trigger: what starts its rounds.
     """
 
     begin: Callable[[Task, nn.Module], AbstractContextManager[Loop]]
@@ -115,11 +123,25 @@ class Strategy:
     every_step: bool = False
     waits_in: Literal["backward", "update"] = "update"
     lighthouse: bool = False
+    method: Callable[[int], tether.Method] | None = None
+    trigger: Trigger | None = None
 
-    def bytes_sent(self, hosts: int, parameters: int, steps: int, period: int) -> float:
-        """What a host should send in so many steps."""
-        rounds = steps if self.every_step else steps // period
-        return rounds * self.traffic(hosts, parameters)
+    @property
+    def asynchronous(self) -> bool:
+        """Whether hosts take as many steps as they can, until all together have taken enough."""
+        return self.trigger is not None or self._has_center
+
+    def bytes_sent(self, taken: Sequence[int], parameters: int, period: int) -> float:
+        """What a host should send when each host has taken so many steps; the mean over hosts."""
+        steps = sum(taken) // len(taken)
+        rounds = float(steps if self.every_step else steps // period)
+        if self._has_center:  # beside which the first host is
+            rounds = statistics.mean(own // period for own in taken[1:])
+        return rounds * self.traffic(len(taken), parameters)
+
+    @property
+    def _has_center(self) -> bool:
+        return isinstance(self.method, type) and issubclass(self.method, CenterMethod)
 
 
 def all_reduce(m: int, d: int) -> float:
@@ -261,12 +283,13 @@ def torchft_diloco(task: Task, model: nn.Module) -> Iterator[Loop]:
 
 
 @contextmanager
-def attached(method: Callable[[int], tether.Method], overlaps: bool, task: Task, model: nn.Module) -> Iterator[Loop]:
+def attached(
+    method: Callable[[int], tether.Method], trigger: Trigger | None, overlaps: bool, task: Task, model: nn.Module
+) -> Iterator[Loop]:
     """A method of tether in the user's own loop."""
     optimizer = task.optimizer(model)
-    rounds = tether.attach(
-        model, optimizer, method(task.settings.period), overlap=task.settings.overlap if overlaps else 0
-    )
+    overlap = task.settings.overlap if overlaps else 0
+    rounds = tether.attach(model, optimizer, method(task.settings.period), overlap=overlap, trigger=trigger)
 
     def update(loss: Tensor) -> None:
         rounds.report(loss)
@@ -276,12 +299,15 @@ def attached(method: Callable[[int], tether.Method], overlaps: bool, task: Task,
 
 
 def _attached(
-    name: str, method: Callable[[int], tether.Method], traffic: Callable[[int, int], float]
+    name: str,
+    method: Callable[[int], tether.Method],
+    traffic: Callable[[int, int], float],
+    trigger: Trigger | None = None,
 ) -> dict[str, Strategy]:
     """A method without overlap and with it."""
     return {
-        name: Strategy(partial(attached, method, False), traffic),
-        f"{name}-overlap": Strategy(partial(attached, method, True), traffic),
+        name + suffix: Strategy(partial(attached, method, trigger, overlaps), traffic, method=method, trigger=trigger)
+        for suffix, overlaps in (("", False), ("-overlap", True))
     }
 
 
@@ -299,6 +325,7 @@ STRATEGIES: dict[str, Strategy] = {
     **_attached("tether-easgd", tether.EASGD, all_reduce),
     **_attached("tether-ring", tether.DecentralizedSGD, neighbours),
     **_attached("tether-leader", tether.LSGD, one_to_all),
+    **_attached("tether-leader-total", tether.LSGD, one_to_all, tether.TotalSteps()),
     **_attached("tether-downpour", tether.Downpour, with_center),
     **_attached("tether-async-easgd", tether.AsynchronousEASGD, with_center),
 }

@@ -6,10 +6,11 @@ Model, data, seeds and local steps are the same for every strategy.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -19,10 +20,12 @@ from time import monotonic, sleep, thread_time
 import torch
 import torch.distributed as dist
 from cluster_network import INTERFACE
-from cluster_strategies import STRATEGIES, Loop, Task
+from cluster_strategies import STRATEGIES, Loop, Settings, Task
+from jaxtyping import Int
 from torch import Tensor, nn
 
 import tether
+from tether.workers.paces import StepCounter
 
 WARM_UP = 10
 """Local steps before the clock starts. They tell what a step takes when nobody communicates."""
@@ -78,37 +81,69 @@ class Stopwatch:
         return sum(max(0.0, seconds - expected) for seconds in self.parts[part])
 
 
-def batches(task: Task, samples: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-    """This host's batches, drawn at random from all samples: a function of the seed and the host alone."""
-    generator = torch.Generator().manual_seed(1000 * task.settings.seed + task.host)
-    drawn = torch.randint(len(samples[0]), (task.settings.steps, task.settings.batch), generator=generator)
-    return [tuple(t[indices] for t in samples) for indices in drawn]
+def drawn(settings: Settings, host: int, samples: int) -> Int[Tensor, "steps batch"]:
+    """The samples in each of a host's batches, at random from all: a function of the seed and the host alone.
+
+    There are as many as all hosts together need, since a host may take more steps than others.
+    """
+    generator = torch.Generator().manual_seed(1000 * settings.seed + host)
+    return torch.randint(samples, (settings.hosts * settings.steps, settings.batch), generator=generator)
+
+
+@contextmanager
+def allotment(task: Task) -> Iterator[Iterator[int]]:
+    """The local steps to take, by number: this host's own, or until all hosts together have taken theirs."""
+    if not STRATEGIES[task.strategy].asynchronous:
+        yield iter(range(task.settings.steps))
+        return
+    ranks = tether.Ranks()
+    counter = StepCounter(ranks)
+    ranks.at_close(counter.stop)
+
+    def until_enough() -> Iterator[int]:
+        for step in itertools.count():
+            if counter.total() >= task.settings.hosts * task.settings.steps:
+                return
+            yield step
+            counter.add(1)
+
+    yield until_enough()
+    ranks.close()
 
 
 def train_step(
-    loop: Loop, parameters: list[nn.Parameter], batch: tuple[Tensor, ...], watch: Stopwatch, slow: float = 1.0
+    loop: Loop,
+    parameters: list[nn.Parameter],
+    batch: tuple[Tensor, ...],
+    watch: Stopwatch,
+    slow: float = 1.0,
+    lasting: float = 0.0,
 ) -> float:
-    """One local step, that takes `slow` times as long, and whatever communication belongs to it. Returns the loss."""
-    begun = thread_time()
+    """One local step and whatever communication belongs to it. Returns the loss.
+
+    Up to its update it lasts `lasting` seconds, or what it computes if that is longer, times `slow`.
+    """
+    begun, computed = monotonic(), thread_time()
     for p in parameters:
         p.grad = None
     inputs, labels = batch
     loss = nn.functional.cross_entropy(loop.model(inputs), labels)
     with watch.time("backward"):
         loss.backward()
-    sleep((slow - 1) * (thread_time() - begun))
+    computed = thread_time() - computed
+    sleep(max(0.0, begun + slow * max(lasting, computed) - monotonic()))
     with watch.time("update"):
         loop.update(loss)
     return loss.item()
 
 
-def warm_up(task: Task, model: nn.Module, feed: list[tuple[Tensor, ...]]) -> Stopwatch:
+def warm_up(task: Task, model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> Stopwatch:
     """Local steps on a copy of the model, at the same time on every host."""
     watch, model = Stopwatch(), copy.deepcopy(model)
     optimizer = task.optimizer(model)
     alone = Loop(model, lambda loss: optimizer.step())
     dist.barrier()
-    for batch in feed[:WARM_UP]:
+    for batch in batches:
         train_step(alone, list(model.parameters()), batch, watch)
     return watch
 
@@ -142,16 +177,21 @@ def run(task: Task) -> Report:
     data = getattr(tether.data, task.settings.data)()
     torch.manual_seed(task.settings.seed)
     model = tether.models.mlp(data.train[0].shape[1:], data.classes, task.settings.hidden)
-    feed = batches(task, data.train)
-    usual, watch = warm_up(task, model, feed), Stopwatch()
+    indices = drawn(task.settings, task.host, len(data.train[0]))
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        return tuple(t[indices[step]] for t in data.train)
+
+    usual = warm_up(task, model, map(batch, range(min(WARM_UP, task.settings.steps))))
+    watch = Stopwatch()
     losses, ends = [], []
     slow = task.settings.slow if task.host == task.settings.hosts - 1 else 1.0
-    with strategy.begin(task, model) as loop:
+    with strategy.begin(task, model) as loop, allotment(task) as steps:
         parameters = list(model.parameters())
         dist.barrier()
         before, start = Sent.now(), monotonic()
-        for batch in feed:
-            losses.append(train_step(loop, parameters, batch, watch, slow))
+        for step in steps:
+            losses.append(train_step(loop, parameters, batch(step), watch, slow, task.settings.lasting))
             ends.append(monotonic())
         loop.finish()
         finish = monotonic()
