@@ -48,8 +48,8 @@ KEEP: dict[str, str | int | bool | Callable[..., Any]] = {"realize_reads_thresho
 """For the compiler: what is read more than once is kept, not computed anew for each reader, of which a convolution has
 one for each of its weights. It makes the second-order paper's network 1.7 times as fast."""
 
-CACHE = 3 * 2**20
-"""Bytes that a block of rows should work on at most: of the order of a core's own cache."""
+CACHE = 7 * 2**20
+"""Bytes that a block of rows should work on at most: a few times a core's own cache, for to start costs time as well."""
 
 MOST = 50
 """Rows that step together at most; more gain nothing."""
@@ -249,7 +249,7 @@ def choose_way(
     """
     rows = RowGradients(replicas, model, objective)
     check_reaches_parameters(rows, replicas, model, objective, batch)
-    operations, kept = _work(rows, replicas, batch)
+    operations, _ = _work(rows, replicas, batch)
     on_cpu = replicas.x.device.type == "cpu"
     name: str = stepping
     if stepping == "auto":
@@ -258,9 +258,13 @@ def choose_way(
         else:
             name = "compiled" if on_cpu and operations * len(replicas.x) * steps >= LONG else "stacked"
     if block is None:
-        row = replicas.x[:1].nbytes
-        fits = {"rows": CACHE // (2 * row), "compiled": CACHE // (2 * row + kept), "stacked": MOST}
-        block = even_block(len(replicas.x), fits[name]) if on_cpu else len(replicas.x)
+        fits = MOST
+        if name != "stacked":
+            row = 2 * replicas.x[:1].nbytes
+            if name == "compiled":
+                row += _work(RowGradients(replicas, written_out(copy.deepcopy(model)), objective), replicas, batch)[1]
+            fits = CACHE // row
+        block = even_block(len(replicas.x), fits) if on_cpu else len(replicas.x)
     return Way(name, WAYS[name](replicas, model, objective), block)
 
 

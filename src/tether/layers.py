@@ -60,16 +60,14 @@ def product_conv2d(
     """A convolution as one matrix product, `[o, c i j] @ [c i j, n y x]`."""
     if any(padding):
         images = nn.functional.pad(images, (padding[1], padding[1], padding[0], padding[0]))
-    (n, channels, *sides), (outputs, _, *kernel) = images.shape, weight.shape
+    (n, _, *sides), (outputs, _, *kernel) = images.shape, weight.shape
     spans = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
     y, x = ((side - span - 1) // step + 1 for side, span, step in zip(sides, spans, stride, strict=True))
-    by_channel = images.transpose(0, 1)
-    shifted = [
-        by_channel[..., top : top + stride[0] * y : stride[0], left : left + stride[1] * x : stride[1]]
-        for top in range(0, spans[0] + 1, dilation[0])
-        for left in range(0, spans[1] + 1, dilation[1])
-    ]
-    columns = torch.stack(shifted, dim=1).reshape(channels * len(shifted), n * y * x)
+    # One direction after the other: the gradient of each has as many terms as the kernel is long, not wide times long.
+    down = [slice(top, top + stride[0] * y, stride[0]) for top in range(0, spans[0] + 1, dilation[0])]
+    across = [slice(left, left + stride[1] * x, stride[1]) for left in range(0, spans[1] + 1, dilation[1])]
+    lines = torch.stack([images.transpose(0, 1)[..., part, :] for part in down], dim=1)
+    columns = torch.stack([lines[..., part] for part in across], dim=2).reshape(-1, n * y * x)
     product = weight.reshape(outputs, -1) @ columns
     if bias is not None:
         product = product + bias[:, None]
