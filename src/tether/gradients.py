@@ -49,7 +49,7 @@ KEEP: dict[str, str | int | bool | Callable[..., Any]] = {"realize_reads_thresho
 one for each of its weights. It makes the second-order paper's network 1.7 times as fast."""
 
 CACHE = 7 * 2**20
-"""Bytes that a block of rows should work on at most: a few times a core's own cache, for to start costs time as well."""
+"""Bytes that a block of rows should work on at most: a few times a core's own cache, for starting costs time too."""
 
 MOST = 50
 """Rows that step together at most; more gain nothing."""
