@@ -13,6 +13,7 @@ import tether
 from problems import Point, Quadratics, quadratic
 from reference import SGD, Adam
 from tether.clock import Clock, Cluster
+from tether.traffic import Exchange
 from tether.trips import Trips
 
 M, D = 4, 6
@@ -304,16 +305,26 @@ def test_nobody_begins_a_step_when_all_together_have_taken_enough():
 
 
 def test_times_of_a_visit_by_hand():
-    clock = Clock(1.0, latency=0.5, bandwidth=80.0)  # 10 bytes a second
-    first, second, third, *_ = Trips(Cluster(clock, 3, 0), period=2, overlap=0, steps=8, size=20)
-    # The center is the first worker's own. The second's message takes 2 s and half a second; the third's has to wait
-    # for it on the way into the center's node. Replies share the way out.
+    """The center is the first worker's own. A message takes 2 s and half a second, if it has the links for itself."""
+    clock = Clock(1.0, speeds=(1.0, 1.0, 0.8), latency=0.5, bandwidth=80.0)  # 10 bytes a second
+    first, *others = Trips(Cluster(clock, 3, 0), period=2, overlap=0, steps=8, size=20)
     assert (first.worker, first.sent, first.arrived, first.replied, first.waited) == (0, 2.0, 2.0, 2.0, 0.0)
-    after = [trip for trip in Trips(Cluster(clock, 3, 0), 2, 0, 8, 20) if trip.worker]
-    assert (after[0].worker, after[0].sent, after[0].arrived, after[0].replied) == (1, 2.0, 4.5, 7.0)
-    assert (after[1].worker, after[1].sent, after[1].arrived, after[1].replied) == (2, 2.0, 6.5, 9.0)
-    assert after[1].waited == 7.0
-    assert second.arrived <= third.arrived
+    second, third = (next(trip for trip in others if trip.worker == worker) for worker in (1, 2))
+    # The third's message comes when a fourth of the second's is in, and then both have half of the link; when the
+    # second's is all in, a fourth of the third's is left. The same happens to the replies.
+    assert (second.sent, second.arrived, second.replied) == (2.0, 5.5 + 0.5, 9.5 + 0.5)
+    assert (third.sent, third.arrived, third.replied) == (2.5, 6.0 + 0.5, 10.0 + 0.5)
+    assert (second.waited, third.waited) == (8.0, 8.0)
+
+
+def test_a_link_is_shared_by_what_is_on_it_at_the_same_time():
+    """Cluster.arrivals says the same of messages that begin together."""
+    for network in ({}, {"nodes": 2, "node_bandwidth": 800.0}, {"links": ((0, 3, 0.5, 20.0),)}):
+        cluster = Cluster(Clock(1.0, latency=0.25, bandwidth=80.0, **network), 4, 0)
+        there = Exchange(np.zeros(3, dtype=int), np.arange(1, 4), 100)
+        last = cluster.arrivals(there, np.full(4, 2.0))[0]
+        agenda = list(Trips(cluster, period=2, overlap=0, steps=2, size=100))
+        assert max(trip.arrived for trip in agenda) == pytest.approx(last)
 
 
 def test_an_overlap_hides_a_message_that_is_shorter_than_it():
@@ -327,8 +338,7 @@ def test_workers_of_a_node_share_its_link():
     clock = Clock(1.0, nodes=2, latency=1.0, bandwidth=80.0, node_latency=0.25, node_bandwidth=8000.0)
     agenda = {trip.worker: trip for trip in reversed(list(Trips(Cluster(clock, 4, 0), 2, 0, 2, 100)))}
     assert agenda[1].arrived == pytest.approx(2 + 0.1 + 0.25)  # beside the center
-    assert agenda[2].arrived == pytest.approx(2 + 10 + 1)
-    assert agenda[3].arrived == pytest.approx(2 + 10 + 10 + 1)  # behind the other
+    assert agenda[2].arrived == agenda[3].arrived == pytest.approx(2 + 10 + 10 + 1)  # beside one another
 
 
 def test_same_seed_same_run_whatever_steps_together():

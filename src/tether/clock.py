@@ -21,8 +21,11 @@ from tether.traffic import AllReduce, Broadcast, Exchange, Gather, Traffic
 
 Noise = Literal["none", "lognormal", "exponential"]
 
-Link: TypeAlias = "tuple[float, float, tuple[tuple[str, int, bool], ...]]"
-"""Seconds of latency, bits a second, and the link's two ends: "out" of or "in" to which worker, or node if true."""
+End: TypeAlias = "tuple[str, int, bool]"
+"""Where a message shares a link with others: "out" of or "in" to which worker, or node if true."""
+
+Link: TypeAlias = "tuple[float, float, float, tuple[End, End]]"
+"""Seconds of latency, bits a second between these two, and at either end for all that goes through it; the ends."""
 
 PIECES = 32
 """In so many pieces a leader's row goes down the chain of workers, as real ones hand it on (`tether.Ranks`)."""
@@ -152,7 +155,7 @@ class Cluster:
         return done
 
     def link(self, sender: int, receiver: int) -> Link:
-        """Between two workers: latency, bandwidth, and by what names the two ends of the link are known.
+        """Between two workers: latency, bandwidth, what its ends carry for all, and by what names these are known.
 
         Workers of a node have their ends in common where they talk to other nodes.
         """
@@ -164,9 +167,9 @@ class Cluster:
         latency, bandwidth = (float(each[0]) for each in self._links(np.array([receiver]), np.array([sender])))
         outside = bool(self._node[sender] != self._node[receiver])
         if not outside:
-            return latency, bandwidth, (("out", sender, False), ("in", receiver, False))
+            return latency, bandwidth, self.clock.node_bandwidth, (("out", sender, False), ("in", receiver, False))
         ends = (("out", int(self._node[sender]), True), ("in", int(self._node[receiver]), True))
-        return latency, min(bandwidth, self.clock.bandwidth), ends
+        return latency, bandwidth, self.clock.bandwidth, ends
 
     def _together(self, traffic: AllReduce | Gather | Broadcast) -> float:
         """How long it takes all members, from when the last of them is there."""

@@ -14,10 +14,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from tether.clock import Cluster
+from tether.clock import Cluster, End, Link
 from tether.history import Trip
 
-SEND, ARRIVE = 0, 1
+SEND, ARRIVE, REPLY = 0, 1, 2
 
 
 @runtime_checkable
@@ -43,8 +43,8 @@ class Trips:
     A worker sends whenever it has taken a period's local steps. Without overlap it waits for the reply; else it goes
     on, and waits when it has taken `overlap` more. Nobody begins another step once all together have taken m x steps.
 
-    The center is in the first worker's process, whose own messages take no time. A link carries one message after the
-    other, in the order in which they were sent.
+    The center is in the first worker's process, whose own messages take no time. Messages that are on a link at the
+    same time share it evenly, as TCP's connections do by and large.
 
     Args:
         cluster: how long steps and messages take.
@@ -58,17 +58,19 @@ class Trips:
         m = cluster.workers
         self.last: Int[np.ndarray, " m"] = np.zeros(m, dtype=np.int64)
         self.ends: Float[np.ndarray, " m"] = np.zeros(m)
-        self._cluster, self._period, self._overlap, self._size = cluster, period, overlap, size
+        self._cluster, self._period, self._overlap = cluster, period, overlap
         self.budget = m * steps
         if not cluster.clock.step:
             raise ValueError("clock: step=0: who comes to the center when depends on how long steps take")
-        self._lines = _Lines(cluster)
+        self._links = _Links(8 * size)
         # What is known of the steps that each worker takes after its last message: how many came before, when these
         # begin and end; infinity for those of which it is not known yet.
         self._before = np.zeros(m, dtype=np.int64)
         self._known = np.zeros(m, dtype=np.int64)
         self._begins, self._ends = (np.full((m, period), np.inf) for _ in range(2))
+        self._planned = 0
         self._sent = np.zeros(m)
+        self._visit = np.zeros(m, dtype=np.int64)  # the number of each worker's last
         self._heap: list[tuple[float, int, int]] = []
         self._closed = False
         # All visits there will be, as numbers: objects would take ten times the memory.
@@ -85,34 +87,54 @@ class Trips:
             yield Trip(worker, step, sent, arrived, replied, resumed, waited)
 
     def _run(self) -> None:
-        planned = len(self.last) * self._period
-        while self._heap:
+        handle = {SEND: self._send, ARRIVE: self._serve, REPLY: self._go_on}
+        while self._heap or self._links.busy:
+            if self._links.busy and (not self._heap or self._links.next <= self._heap[0][0]):
+                heapq.heappush(self._heap, self._links.pop())
+                continue
             now, worker, kind = heapq.heappop(self._heap)
-            if planned >= self.budget and not self._closed and self._taken(now) >= self.budget:
+            if self._planned >= self.budget and not self._closed and self._taken(now) >= self.budget:
                 self._close()
-            if kind == SEND:
-                if self._closed and self._before[worker] + self._period > self.last[worker]:
-                    continue  # there is no time for the rest of this period
-                heapq.heappush(self._heap, (self._lines.carry(worker, 0, now, self._size), worker, ARRIVE))
-                self._sent[worker] = now
-                self._before[worker] += self._period
-                self._known[worker] = 0
-                self._begins[worker], self._ends[worker] = np.inf, np.inf
-                if self._overlap:
-                    self._compute(worker, now, self._overlap)
-            else:
-                replied = self._lines.carry(0, worker, now, self._size)
-                sent = float(self._sent[worker])
-                ready = float(self._ends[worker, self._overlap - 1]) if self._overlap else sent
-                resumed = max(ready, replied)
-                if not self._closed:
-                    self._compute(worker, resumed, self._period - self._overlap)
-                    self._plan_send(worker, resumed)
-                    planned += self._period
-                else:
-                    self.ends[worker] = max(self.ends[worker], replied)
-                self._numbers.extend((worker, int(self._before[worker])))
-                self._times.extend((sent, now, replied, resumed, resumed - ready))
+            handle[kind](worker, now)
+
+    def _send(self, worker: int, now: float) -> None:
+        """The worker has taken a period's steps; if there is time for them."""
+        if self._closed and self._before[worker] + self._period > self.last[worker]:
+            return
+        self._sent[worker] = now
+        self._before[worker] += self._period
+        self._known[worker] = 0
+        self._begins[worker], self._ends[worker] = np.inf, np.inf
+        if self._overlap:
+            self._compute(worker, now, self._overlap)
+        self._carry(worker, ARRIVE, now)
+
+    def _serve(self, worker: int, now: float) -> None:
+        """The center replies to a message as it arrives."""
+        self._visit[worker] = len(self._numbers) // 2
+        self._numbers.extend((worker, int(self._before[worker])))
+        self._times.extend((float(self._sent[worker]), now, 0.0, 0.0, 0.0))
+        self._carry(worker, REPLY, now)
+
+    def _go_on(self, worker: int, now: float) -> None:
+        """The reply has arrived; the worker goes on, if it has taken the steps of the overlap."""
+        ready = float(self._ends[worker, self._overlap - 1]) if self._overlap else float(self._sent[worker])
+        resumed = max(ready, now)
+        visit = 5 * self._visit[worker]
+        self._times[visit + 2 : visit + 5] = array("d", (now, resumed, resumed - ready))
+        if self._closed:
+            self.ends[worker] = max(self.ends[worker], now)
+            return
+        self._compute(worker, resumed, self._period - self._overlap)
+        self._plan_send(worker, resumed)
+
+    def _carry(self, worker: int, kind: int, now: float) -> None:
+        """A message to the center, or its reply."""
+        if worker == 0:
+            heapq.heappush(self._heap, (now, worker, kind))
+            return
+        ends = (worker, 0) if kind == ARRIVE else (0, worker)
+        self._links.push(now, self._cluster.link(*ends), worker, kind)
 
     def _taken(self, now: float) -> int:
         """Local steps that all workers together have taken by now."""
@@ -126,6 +148,7 @@ class Trips:
         times = np.cumsum(np.concatenate([[now], seconds]))
         self._begins[worker, known : known + steps], self._ends[worker, known : known + steps] = times[:-1], times[1:]
         self._known[worker] += steps
+        self._planned += steps
 
     def _plan_send(self, worker: int, resumed: float) -> None:
         heapq.heappush(self._heap, (max(float(self._ends[worker, -1]), resumed), worker, SEND))
@@ -140,19 +163,65 @@ class Trips:
         self.ends = np.where(begun > 0, ends, self._sent)
 
 
-class _Lines:
-    """The links of a cluster, each carrying one message after the other."""
+class _Links:
+    """Messages on their way. All that go through one end of a link at the same time have equal shares of it.
 
-    def __init__(self, cluster: Cluster):
-        self._cluster = cluster
-        self._free: dict[tuple[str, int, bool], float] = {}
+    Args:
+        bits: of a message.
 
-    def carry(self, sender: int, receiver: int, ready: float, size: int) -> float:
-        """When a message arrives that is ready to be sent now."""
-        if sender == receiver:
-            return ready
-        latency, bandwidth, ends = self._cluster.link(sender, receiver)
-        begin = max(ready, *(self._free.get(end, 0.0) for end in ends))
-        for end in ends:
-            self._free[end] = begin + 8 * size / bandwidth
-        return begin + 8 * size / bandwidth + latency
+    Attributes:
+        next: when the next of those that are under way leaves its link; infinity if none are.
+    """
+
+    def __init__(self, bits: float):
+        self._bits = bits
+        self._now = 0.0
+        self.next = np.inf
+        self._messages: list[tuple[float, int, int]] = []  # latency, worker, kind
+        self._numbers: dict[End, int] = {}
+        self._left, self._alone, self._shared = (np.empty(0) for _ in range(3))
+        self._ends = np.empty((2, 0), dtype=np.int64)
+
+    @property
+    def busy(self) -> bool:
+        """Whether messages are under way."""
+        return bool(self._messages)
+
+    def push(self, now: float, link: Link, worker: int, kind: int) -> None:
+        """A message begins its way."""
+        latency, bandwidth, width, names = link
+        self._advance(now)
+        ends = [[self._numbers.setdefault(name, len(self._numbers))] for name in names]
+        self._messages.append((latency, worker, kind))
+        self._left = np.append(self._left, self._bits)
+        self._alone, self._shared = np.append(self._alone, 1 / bandwidth), np.append(self._shared, 1 / width)
+        self._ends = np.append(self._ends, ends, axis=1)
+        self._look_ahead()
+
+    def pop(self) -> tuple[float, int, int]:
+        """The next message leaves its link: when it arrives, whose it is and of what kind."""
+        now, first = self.next, self._first
+        self._advance(now)
+        latency, worker, kind = self._messages.pop(first)
+        self._left, self._alone, self._shared = (
+            np.delete(each, first) for each in (self._left, self._alone, self._shared)
+        )
+        self._ends = np.delete(self._ends, first, axis=1)
+        self._look_ahead()
+        return now + latency, worker, kind
+
+    def _advance(self, now: float) -> None:
+        if now > self._now and self.busy:
+            self._left = np.maximum(0.0, self._left - (now - self._now) / self._pace)
+        self._now = now
+
+    def _look_ahead(self) -> None:
+        """Seconds a bit of each message, as many as there are now, and which is through first."""
+        if not self.busy:
+            self.next = np.inf
+            return
+        sharing = np.bincount(self._ends.ravel())[self._ends].max(0)
+        self._pace = np.maximum(self._alone, sharing * self._shared)
+        seconds = self._left * self._pace
+        self._first = int(seconds.argmin())
+        self.next = self._now + float(seconds[self._first])
