@@ -81,6 +81,25 @@ def matmul_rate(threads: int, size: int = 1024) -> float:
     return 2 * size**3 / statistics.median(took) / 1e9
 
 
+def jax_matmul_rate(size: int = 1024) -> float:
+    """The same of JAX, whose kernels are others, on all cores; in a process of its own, like every contestant."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return 2 * size**3 / pool.apply(jax_matmul_seconds, (size,)) / 1e9
+
+
+def jax_matmul_seconds(size: int) -> float:
+    import jax
+
+    product = jax.jit(lambda a: a @ a)
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    took = []
+    for _ in range(21):
+        began = time.perf_counter()
+        product(a).block_until_ready()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took[1:])
+
+
 def turns_of(key: str, names: Sequence[str], turns: int, cores: int) -> dict[str, list[float]]:
     """The seconds of every turn, by contestant, the first one's (with compiling) included."""
     context = multiprocessing.get_context("spawn")
@@ -218,19 +237,20 @@ def main(
 ) -> None:
     """Measure."""
     cores = os.cpu_count() or 1
-    one, all_ = matmul_rate(1), matmul_rate(cores)
     load = os.getloadavg()[0]
-    console.print(
-        f"{cores} cores, load {load:.1f} before; matrix products of 1,024: {one:.0f} GFLOP/s on one thread, {all_:.0f} "
-        f"on {cores}; torch {torch.__version__}, Python {sys.version.split()[0]}"
-    )
+    with_jax = importlib.util.find_spec("jax") is not None
+    rates = f"{matmul_rate(1):.0f} GFLOP/s on one thread, {matmul_rate(cores):.0f} on {cores}"
+    if with_jax:
+        rates += f", {jax_matmul_rate():.0f} by JAX"
+    console.print(f"{cores} cores, load {load:.1f} before; torch {torch.__version__}, Python {sys.version.split()[0]}")
+    console.print(f"matrix products of 1,024: {rates}")
     if sizes:
         grown = curve([int(size) for size in sizes.split(",")])
         console.print(table_of_curve(grown))
         if figure:
             draw(grown, figure)
     names = [n for n in contestants(cores) if not only or any(part.strip() in n for part in only.split(";"))]
-    if importlib.util.find_spec("jax") is None:
+    if not with_jax:
         console.print("JAX is not installed: pip install '.[benchmark]'")
         names = [name for name in names if not name.startswith("jax")]
     seconds = {}

@@ -172,7 +172,7 @@ def jax_transformer(p: dict[str, Any], text: Any, targets: Any) -> Any:
 
 
 WORKLOADS = {
-    "W1": Workload("50 workers, MLP 784-50-10, batch 32, period 10", 50, 32, 10, 1200, 4, mlp, images, jax_mlp),
+    "W1": Workload("50 workers, MLP 784-50-10, batch 32, period 10", 50, 32, 10, 1200, 20, mlp, images, jax_mlp),
     "W2": Workload("100 workers, CNN on 28 x 28, batch 10, period 50", 100, 10, 50, 500, 1, cnn, images, jax_cnn),
     "W3": Workload(
         "8 workers, transformer of 4 layers of width 128, batch 8 x 128, period 10",

@@ -188,5 +188,8 @@ def distances(x: Float[Tensor, "r d"], y: Float[Tensor, "#r d"]) -> Float[Tensor
     """
     block = max(1, math.ceil(2**17 / x.shape[1]))
     precise = torch.promote_types(x.dtype, torch.float32)
-    pairs = ((x[rows], y if len(y) == 1 else y[rows]) for rows in blocks(len(x), block))
-    return torch.cat([torch.linalg.vector_norm(a - b, dim=1, dtype=precise) for a, b in pairs]).double()
+    found = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for rows in blocks(len(x), block):
+        # Small results kept one by one would lie between large temporary ones, whose memory could not be used again.
+        found[rows] = torch.linalg.vector_norm(x[rows] - (y if len(y) == 1 else y[rows]), dim=1, dtype=precise)
+    return found
