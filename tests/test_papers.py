@@ -179,9 +179,10 @@ def test_a_comparison_runs_its_grid(found):
     assert run.config["trigger"] == "total-steps"
     for entry in found.entries:
         assert found.runs[entry.name].virtual[-1] == pytest.approx(0.24, rel=0.2), entry
-    # So much slower, DOWNPOUR's workers wait for their messages; those of others hardly do.
+    # One worker waits for nobody, rounds of all take little; at a center messages that come together share its link,
+    # and DOWNPOUR has one every step.
     steps = {each.method: found.comparison.steps(each) for each in found.entries if each.workers in (1, 8)}
-    assert steps["DOWNPOUR"] < 16 < 18 < min(steps[name] for name in ("SGD", "EASGD", "LSGD"))
+    assert steps["DOWNPOUR"] < steps["EASGD"] < steps["LSGD"] < steps["SGD"]
     best = found.best("SGD", 1)
     assert found.error(best) == min(found.error(each) for each in found.entries if each.method == "SGD")
     seconds, error = found.curve(best)
