@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
@@ -50,7 +50,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     workload = WORKLOADS[arguments.workload]
-    data, steps = workload.make_data(arguments.workers), workload.period * arguments.rounds
+    shared = workload.held * workload.workers  # samples for as many workers as it has; more share them
+    data = replace(workload, workers=arguments.workers, samples=shared).make_data()
+    steps = workload.period * arguments.rounds
     speeds: dict[str, list[float]] = {}
     for _ in range(arguments.repeat):
         for each in contestants(workload.period):
