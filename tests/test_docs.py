@@ -70,23 +70,16 @@ def test_loop_under_torchrun(loop, tmp_path):
     assert "WARNING" not in done.stderr
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Where commands find the examples, and what those before them have written."""
-    place = tmp_path_factory.mktemp("commands")
-    (place / "examples").symlink_to(ROOT / "examples")
-    return place
-
-
-@pytest.mark.xdist_group("commands")
-@pytest.mark.parametrize("line", COMMANDS)
-def test_command(line, place, monkeypatch, capsys):
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "argv", shlex.split(line))
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert not stopped.value.code
-    assert capsys.readouterr().out
+def test_commands(tmp_path, monkeypatch, capsys):
+    """One after the other, in a folder with the examples: some look at what those before them have written."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    for line in COMMANDS:
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert not stopped.value.code, line
+        assert capsys.readouterr().out, line
 
 
 def test_there_is_something_to_run():
