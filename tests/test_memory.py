@@ -35,5 +35,6 @@ def test_freed_memory_is_kept_but_for_large_pieces():
         return [int(number) for number in done.stdout.split()]
 
     (again, least), (never, kept) = faults("by default"), faults("kept")
-    assert never < 100 < again / 10
+    # By default all pieces may be cleared in every step, 1,024 pages each; kept ones, where one comes to lie elsewhere.
+    assert never <= 2 * 1024 < again / 10
     assert kept - least < 100
