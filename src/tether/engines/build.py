@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -55,6 +56,8 @@ def check_pace(
             f"processes={processes}: simulated workers that run at their own speeds share one process; take processes=1"
         )
 
+
+log = logging.getLogger(__name__)
 
 EVENLY = Clock(step=1.0)
 """Asynchronous workers without a clock: equally fast, with messages that take no time."""
@@ -126,6 +129,8 @@ class Ingredients:
     def _remote(self, ranks: Ranks, common: dict[str, Any]) -> Engine:
         from tether.workers.center_client import Model, connect
 
+        if self.clock is not None:
+            log.warning("the clock is of simulated workers: these are real, and take the time that they take")
         x, local = self.replicas.x, self._lockstep()
         progress = pace_of(TotalSteps(), ranks, x.device)
         reset = local.reset_optimizer if self.optimizer_state == "reset" else lambda: None
