@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import tether
+from tether.replicas import Replicas
 from tether.result import center
 
 
@@ -15,7 +16,7 @@ def net():
 
 def test_rows_are_parameters_to_vector():
     model = net()
-    replicas = tether.Replicas(model, 3)
+    replicas = Replicas(model, 3)
     vector = nn.utils.parameters_to_vector(model.parameters())
     assert replicas.x.shape == (3, len(vector)) == (3, replicas.parameters)
     for i in range(3):
@@ -24,7 +25,7 @@ def test_rows_are_parameters_to_vector():
 
 
 def test_a_modules_parameters_are_views_of_its_row():
-    replicas = tether.Replicas(net(), 2)
+    replicas = Replicas(net(), 2)
     module = replicas.worker(1)
     replicas.x[1] = 7
     assert all((p == 7).all() for p in module.parameters())
@@ -42,13 +43,13 @@ def test_a_modules_parameters_are_views_of_its_row():
 def test_the_given_module_is_left_alone():
     model = net()
     before = nn.utils.parameters_to_vector(model.parameters()).clone()
-    replicas = tether.Replicas(model, 2)
+    replicas = Replicas(model, 2)
     replicas.x.zero_()
     assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
 
 
 def test_center_is_the_mean_with_buffers():
-    replicas = tether.Replicas(net(), 3)
+    replicas = Replicas(net(), 3)
     replicas.x.copy_(torch.arange(3.0)[:, None].expand_as(replicas.x))
     replicas.buffers["1.running_var"].copy_(torch.arange(3.0)[:, None].expand(3, 4))
     workers = tether.Stacked(3)
@@ -62,7 +63,7 @@ def test_center_is_the_mean_with_buffers():
 def test_frozen_parameters_stay_out():
     model = net()
     model[0].requires_grad_(False)
-    replicas = tether.Replicas(model, 2)
+    replicas = Replicas(model, 2)
     assert replicas.parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
     replicas.x.fill_(3)
     worker = replicas.worker(0)
@@ -83,7 +84,7 @@ class Tied(nn.Module):
 
 
 def test_tied_parameters_are_one():
-    replicas = tether.Replicas(Tied(), 2)
+    replicas = Replicas(Tied(), 2)
     assert replicas.parameters == 15
     worker = replicas.worker(1)
     assert worker.head.weight is worker.embedding.weight
@@ -138,21 +139,21 @@ def half_and_half():
 )
 def test_refuses(model, message):
     with pytest.raises(ValueError, match=message):
-        tether.Replicas(model, 2)
+        Replicas(model, 2)
 
 
 def test_mixed_dtypes_are_fine_if_the_odd_ones_are_frozen():
     model = half_and_half()
     model[0].requires_grad_(False)
-    assert tether.Replicas(model, 2).x.dtype == torch.float32
+    assert Replicas(model, 2).x.dtype == torch.float32
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (3, 26)])
 def test_start_must_fit(shape):
     with pytest.raises(ValueError, match=r"start has shape .*need \(2, 34\)"):
-        tether.Replicas(net(), 2, torch.zeros(shape))
+        Replicas(net(), 2, torch.zeros(shape))
 
 
 def test_needs_a_row():
     with pytest.raises(ValueError, match="rows=0"):
-        tether.Replicas(net(), 0)
+        Replicas(net(), 0)

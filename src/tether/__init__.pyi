@@ -1,6 +1,7 @@
 from . import data as data
 from . import diagnostics as diagnostics
 from . import models as models
+from . import periods as periods
 from . import theory as theory
 from . import topology as topology
 from .attachment import attach as attach
@@ -26,7 +27,6 @@ from .methods import MultiLeaderLSGD as MultiLeaderLSGD
 from .methods import Step as Step
 from .methods import SyncSGD as SyncSGD
 from .replay import replay as replay
-from .replicas import Replicas as Replicas
 from .result import NonFiniteLossError as NonFiniteLossError
 from .result import Result as Result
 from .rounds import Rounds as Rounds

@@ -15,6 +15,7 @@ from tether.arrivals import ArrivalLog
 from tether.checkpoint import Checkpoints
 from tether.checks import check_choice
 from tether.methods import Method
+from tether.periods import schedule_of
 from tether.replicas import Replicas
 from tether.rounds import Companion, Order, Rounds
 from tether.trees import Tree
@@ -65,7 +66,9 @@ class Attached(ABC):
         self._optimizer_state = optimizer_state
         self._closure_again = isinstance(optimizer, torch.optim.LBFGS)
         self._first_state = optimizer.state_dict()["state"]
-        self._needs_loss = any(part.needs_losses for part in method.parts)
+        self._needs_loss = any(
+            part.needs_losses or schedule_of(part.period).looks_at == "loss" for part in method.parts
+        )
         self._loss = self._no_loss = replicas.x.new_full((1, 1), torch.nan)
         self._open = True
         self.rounds = Rounds(
@@ -234,7 +237,7 @@ class Attached(ABC):
         """A local step has been taken, or its gradients are ready: rounds land and start."""
         if self._needs_loss and self._loss is self._no_loss:
             raise RuntimeError(
-                "this method ranks workers by their loss: call rounds.report(loss) before every optimizer.step()"
+                "this method looks at the workers' losses: call rounds.report(loss) before every optimizer.step()"
             )
         starting = self.rounds.advance(self._loss)
         self._loss = self._no_loss

@@ -26,6 +26,7 @@ named: of the dataclass or function in this library, or of the class in `torch.o
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import tomllib
@@ -60,7 +61,10 @@ class Config(BaseModel):
     steps: int = Field(ge=0, description="local steps of every worker")
     batch_size: int | Literal["full"] = Field(32, description="samples a local step; 'full': all that a worker holds")
     seed: int = Field(0, ge=0)
-    period: int = Field(10, description="local steps between rounds, for methods that do not say their own")
+    period: int | dict[str, Any] = Field(
+        10,
+        description="local steps between rounds, or a schedule of them, for methods that do not say their own",
+    )
     overlap: int = Field(0, description="local steps that a round's message may take")
     order: Literal["step-then-mix", "mix-then-step"] = "step-then-mix"
     accumulate: int = Field(1, description="batches whose gradients are averaged in a local step")
@@ -166,9 +170,10 @@ def maker(table: Any, known: Mapping[str, Callable[..., Any]], place: str, *give
 
 def _parameters(target: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
     """A pydantic model of a callable's keyword parameters."""
-    function = target.__init__ if inspect.isclass(target) else target
+    # A dataclass's own annotations are looked up where each of its bases is written, those of its __init__ are not.
+    annotated = target.__init__ if inspect.isclass(target) and not dataclasses.is_dataclass(target) else target
     try:
-        hints = typing.get_type_hints(function)
+        hints = typing.get_type_hints(annotated)
     except NameError:
         hints = {}  # annotations that only a type checker can read: let the target judge
     fields: dict[str, Any] = {}

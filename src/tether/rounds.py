@@ -4,7 +4,7 @@ A driver (the simulator, or hooks on a user's optimizer) tells `Rounds` of local
 `send` and `receive`. The two orders of step and round differ only in when the driver speaks: after the optimizer's
 update for "step-then-mix", X <- (X - lr G) W, or between gradient and update for "mix-then-step", X <- X W - lr G
 (Cooperative SGD, eq. 10 and remark 1). Either way the round belongs to that step. When rounds are due is counted in
-local steps, or as a trigger says (`tether.triggers`).
+local steps, or as a trigger says (`tether.triggers`); how many of them may change on the way (`tether.periods`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tether.checks import whole
 from tether.methods import Method, Step
+from tether.periods import Measured, Seen, schedule_of
 from tether.triggers import OwnPace, Pace
 from tether.workers import Arrived, Message, Pending, Weighted, Workers, land
 
@@ -74,7 +75,8 @@ class Rounds:
         method: what a round does.
         workers: how rows reach each other.
         x: `[r, d]`, this process's rows; moved in place.
-        overlap: local steps between a round's start and its landing, from 0 to the period.
+        overlap: local steps between a round's start and its landing, from 0 to the period; where that changes, a round
+            lands at the latest when the next one starts.
         samples: `[r]`, how many samples each row's worker holds; for methods that weigh by them.
         window: keep at least so many of each worker's last losses.
         companions: what else is averaged when a round lands, by name, as it is at the moment of the call.
@@ -101,7 +103,8 @@ class Rounds:
     ):
         whole("overlap", overlap, least=0)
         self.parts = method.parts
-        shortest = min(part.period for part in self.parts)
+        self._schedules = [schedule_of(part.period) for part in self.parts]
+        shortest = min(schedule.longest for schedule in self._schedules)
         if overlap > shortest:
             raise ValueError(
                 f"overlap={overlap} is longer than the period of {shortest} local steps: a round would start before "
@@ -116,12 +119,17 @@ class Rounds:
         self.losses = x.new_zeros(len(x), 0)
         self._x = x
         self._samples = x.new_ones(len(x)) if samples is None else samples.to(x)
-        self._window = max(window, *(part.window for part in self.parts))
+        asked = [part.window for part in self.parts] + [schedule.window for schedule in self._schedules]
+        self._window = max(window, *asked)
         self._companions = companions
         self._on_send = on_send
         self._on_land = on_land
         self.pace = pace or OwnPace()
-        self._next: list[float] = [part.period for part in self.parts]
+        self.periods: list[int]
+        self._seen: list[Seen]
+        self._forget_periods()
+        self.passed = 0.0
+        self._next: list[float] = [float(period) for period in self.periods]
         self._taken = [torch.zeros(len(x)) for _ in self.parts]
         self._flights: dict[int, Flight] = {}
 
@@ -178,17 +186,23 @@ class Rounds:
         losses = self.losses[:, -method.window :]
         step = Step(self.count, self.rounds[part], lr, losses, self._samples)
         workers = Weighted(self.workers, self._taken[part].to(x)) if self.pace.by_steps else self.workers
+        self.passed = self._next[part]
+        if self.overlap:
+            self._follow(part)  # by what has landed last
+        self._measure(part, lr)
         self._on_send(part)
         message = method.send(x, state, workers, step)
-        companions = {name: self.workers.mean(each.gather()) for name, each in self._companions().items()}
+        companions = {name: self.workers.mean(each.gather()) for name, each in self._beside(part).items()}
         self.rounds[part] += 1
         self._taken[part].zero_()
         if self.overlap:
-            self._flights[part] = Flight(self.count + self.overlap, x.clone(), message, companions)
+            lands = self.count + min(self.overlap, self.periods[part])
+            self._flights[part] = Flight(lands, x.clone(), message, companions)
         else:
             self._land(part, Flight(self.count, x, message, companions))
-        self.pace.passed(self._next[part])
-        self._next[part] += method.period
+            self._follow(part)
+        self.pace.passed(self.passed)
+        self._next[part] = self.passed + self.periods[part]
         return message
 
     def join(self, part: int, lr: float) -> None:
@@ -211,7 +225,12 @@ class Rounds:
         return {
             "count": self.count,
             "rounds": list(self.rounds),
+            "passed": self.passed,
             "next": list(self._next),
+            "periods": list(self.periods),
+            "seen": [dict(seen) for seen in self._seen],
+            "measures": [measures.clone() for measures in self._measures],
+            "bases": {part: base.clone() for part, base in self._bases.items()},
             "states": [_cloned(state) for state in self.states],
             "taken": [taken.clone() for taken in self._taken],
             "losses": self.losses.clone(),
@@ -232,9 +251,10 @@ class Rounds:
             raise ValueError(f"a state of {len(saved['states'])} parts for a method of {len(self.states)}")
         self.count = saved["count"]
         self.rounds = list(saved["rounds"])
-        self._next = list(saved["next"])
+        self._resume_periods(saved)
+        self._measures = [measures.to(self._x, copy=True) for measures in saved["measures"]]
+        self._bases = {part: base.to(self._x, copy=True) for part, base in saved["bases"].items()}
         self._taken = [taken.clone() for taken in saved["taken"]]
-        self._resume_pace()
         self.losses = saved["losses"].to(self._x, copy=True)
         for mine, theirs in zip(self.states, saved["states"], strict=True):
             for name, value in mine.items():
@@ -253,15 +273,51 @@ class Rounds:
         """Go on at the same count as a `state_dict` of other workers, with the method's state made anew of the rows."""
         self.count = saved["count"]
         self.rounds = list(saved["rounds"])
-        self._next = list(saved["next"])
-        self._resume_pace()
+        self._forget_periods()
+        self._resume_periods(saved)
         self.losses = self._x.new_zeros(len(self._x), 0)
         self.states = [part.init(self._x, self.workers) for part in self.parts]
         self._flights = {}
 
-    def _resume_pace(self) -> None:
+    def _resume_periods(self, saved: dict[str, Any]) -> None:
+        self.passed, self._next, self.periods = saved["passed"], list(saved["next"]), list(saved["periods"])
+        self._seen = [dict(seen) for seen in saved["seen"]]
         self.pace.advance(self.count)
-        self.pace.passed(max(due - part.period for due, part in zip(self._next, self.parts, strict=True)))
+        self.pace.passed(self.passed)
+
+    def _forget_periods(self) -> None:
+        """Every part's period is its first, and nothing has been measured for it."""
+        x = self._x
+        self.periods = [schedule.start for schedule in self._schedules]
+        self._seen = [{} for _ in self.parts]
+        # Of each row: the sum of its last losses and how many these are, its squared drift, its learning rate. The
+        # means of these over all workers from when a round has landed to when the next one starts.
+        self._measures = [x.new_full((len(x), 4), torch.nan) for _ in self.parts]
+        self._bases = {part: x.clone() for part, each in enumerate(self._schedules) if each.looks_at == "drift"}
+
+    def _measure(self, part: int, lr: float) -> None:
+        """What the part's schedule looks at, as the round starts."""
+        schedule, measures = self._schedules[part], self._measures[part]
+        if schedule.looks_at == "nothing":
+            return
+        losses = self.losses[:, -schedule.window :]
+        measures[:, 0], measures[:, 1], measures[:, 3] = losses.sum(1), losses.shape[1], lr
+        measures[:, 2] = (self._x - self._bases[part]).square().sum(1) if part in self._bases else 0.0
+
+    def _follow(self, part: int) -> None:
+        """The period after the round that is being sent."""
+        losses, count, drift, lr = self._measures[part][0].tolist()
+        known = not math.isnan(count)
+        measured = Measured(losses / count if count else math.nan, math.sqrt(drift), lr) if known else None
+        schedule, period = self._schedules[part], self.periods[part]
+        self.periods[part] = schedule.follow(period, self.passed, self._seen[part], measured)
+
+    def _beside(self, part: int) -> dict[str, Companion]:
+        """What is averaged when a round of the part lands: companions, and what its period follows."""
+        companions = dict(self._companions())
+        if self._schedules[part].looks_at != "nothing":
+            companions["period"] = Companion([self._measures[part]])
+        return companions
 
     def check_replicated(self, workers: Workers) -> None:
         """Raise `RuntimeError` unless all processes have the same of what a method says they have the same of.
@@ -284,14 +340,14 @@ class Rounds:
     def _land(self, part: int, flight: Flight) -> None:
         method, x, state = self.parts[part], self._x, self.states[part]
         message = land(flight.message)
-        if flight.rows is x:
-            method.receive(x, state, message)
-        else:
-            moved = flight.rows.clone()
-            method.receive(moved, state, message)
+        moved = x if flight.rows is x else flight.rows.clone()
+        method.receive(moved, state, message)
+        if part in self._bases:
+            self._bases[part].copy_(moved)
+        if moved is not x:
             x.add_(moved.sub_(flight.rows))
         # These are running averages: the mean as it arrives, not a change, which could drive a variance below zero.
-        companions = self._companions()
+        companions = self._beside(part)
         for name, mean in flight.companions.items():
             companions[name].scatter(mean.wait())
         self._on_land(part)

@@ -20,6 +20,7 @@ from tether.engines import check_pace
 from tether.history import Record
 from tether.methods import METHODS, CenterMethod, Method
 from tether.models import LOSSES, MODELS, OBJECTIVES
+from tether.periods import PERIODS
 from tether.result import NonFiniteLossError, Result
 from tether.rounds import Rounds
 from tether.run_folder import RunFolder
@@ -235,6 +236,9 @@ def load_method(config: Config, name: str) -> Method:
         table["topology"] = choose(table["topology"], TOPOLOGIES, f"{place}.topology")
     if table["name"] != "sync":
         table = {"period": config.period} | table
+    for key in ("period", "global_period"):
+        if isinstance(table.get(key), dict):
+            table[key] = choose(table[key], PERIODS, f"{place}.{key}")
     return choose(table, METHODS, place)
 
 

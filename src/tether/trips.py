@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from tether.clock import Cluster, End, Link
 from tether.history import Trip
+from tether.periods import Period, schedule_of
 
 SEND, ARRIVE, REPLY = 0, 1, 2
 
@@ -48,17 +49,19 @@ class Trips:
 
     Args:
         cluster: how long steps and messages take.
-        period: local steps of a worker between its visits.
-        overlap: local steps that a worker takes before it needs the reply, from 0 to the period.
+        period: local steps of a worker between its visits; a schedule must not look at what is trained.
+        overlap: local steps that a worker takes before it needs the reply, at most up to its next visit.
         steps: of each worker, on average.
         size: bytes of a message, and of a reply.
     """
 
-    def __init__(self, cluster: Cluster, period: int, overlap: int, steps: int, size: int):
+    def __init__(self, cluster: Cluster, period: Period, overlap: int, steps: int, size: int):
         m = cluster.workers
         self.last: Int[np.ndarray, " m"] = np.zeros(m, dtype=np.int64)
         self.ends: Float[np.ndarray, " m"] = np.zeros(m)
-        self._cluster, self._period, self._overlap = cluster, period, overlap
+        self._cluster, self._schedule, self._overlap = cluster, schedule_of(period), overlap
+        # Local steps of each worker up to its next visit.
+        self._periods = np.full(m, self._schedule.start)
         self.budget = m * steps
         if not cluster.clock.step:
             raise ValueError("clock: step=0: who comes to the center when depends on how long steps take")
@@ -67,7 +70,7 @@ class Trips:
         # begin and end; infinity for those of which it is not known yet.
         self._before = np.zeros(m, dtype=np.int64)
         self._known = np.zeros(m, dtype=np.int64)
-        self._begins, self._ends = (np.full((m, period), np.inf) for _ in range(2))
+        self._begins, self._ends = (np.full((m, self._schedule.longest), np.inf) for _ in range(2))
         self._planned = 0
         self._sent = np.zeros(m)
         self._visit = np.zeros(m, dtype=np.int64)  # the number of each worker's last
@@ -76,7 +79,7 @@ class Trips:
         # All visits there will be, as numbers: objects would take ten times the memory.
         self._numbers, self._times = array("q"), array("d")
         for worker in range(m):
-            self._compute(worker, 0.0, period)
+            self._compute(worker, 0.0, self._schedule.start)
             self._plan_send(worker, 0.0)
         self._run()
 
@@ -99,14 +102,16 @@ class Trips:
 
     def _send(self, worker: int, now: float) -> None:
         """The worker has taken a period's steps; if there is time for them."""
-        if self._closed and self._before[worker] + self._period > self.last[worker]:
+        period = int(self._periods[worker])
+        if self._closed and self._before[worker] + period > self.last[worker]:
             return
         self._sent[worker] = now
-        self._before[worker] += self._period
+        self._before[worker] += period
+        self._periods[worker] = self._schedule.follow(period, float(self._before[worker]), {}, None)
         self._known[worker] = 0
         self._begins[worker], self._ends[worker] = np.inf, np.inf
         if self._overlap:
-            self._compute(worker, now, self._overlap)
+            self._compute(worker, now, self._lands(worker))
         self._carry(worker, ARRIVE, now)
 
     def _serve(self, worker: int, now: float) -> None:
@@ -118,15 +123,20 @@ class Trips:
 
     def _go_on(self, worker: int, now: float) -> None:
         """The reply has arrived; the worker goes on, if it has taken the steps of the overlap."""
-        ready = float(self._ends[worker, self._overlap - 1]) if self._overlap else float(self._sent[worker])
+        lands = self._lands(worker)
+        ready = float(self._ends[worker, lands - 1]) if lands else float(self._sent[worker])
         resumed = max(ready, now)
         visit = 5 * self._visit[worker]
         self._times[visit + 2 : visit + 5] = array("d", (now, resumed, resumed - ready))
         if self._closed:
             self.ends[worker] = max(self.ends[worker], now)
             return
-        self._compute(worker, resumed, self._period - self._overlap)
+        self._compute(worker, resumed, int(self._periods[worker]) - lands)
         self._plan_send(worker, resumed)
+
+    def _lands(self, worker: int) -> int:
+        """Local steps that the worker takes before it needs the reply."""
+        return min(self._overlap, int(self._periods[worker]))
 
     def _carry(self, worker: int, kind: int, now: float) -> None:
         """A message to the center, or its reply."""
@@ -151,7 +161,7 @@ class Trips:
         self._planned += steps
 
     def _plan_send(self, worker: int, resumed: float) -> None:
-        heapq.heappush(self._heap, (max(float(self._ends[worker, -1]), resumed), worker, SEND))
+        heapq.heappush(self._heap, (max(float(self._ends[worker, self._periods[worker] - 1]), resumed), worker, SEND))
 
     def _close(self) -> None:
         """Who takes how many steps, now that it is known when all together will have taken as many as they should."""

@@ -20,6 +20,7 @@ from tether.engines.triggered import Triggered
 from tether.engines.visiting import Visiting
 from tether.gradients import Way
 from tether.methods import CenterMethod, Method
+from tether.periods import schedule_of
 from tether.replicas import Replicas, blocks
 from tether.result import RECENT
 from tether.rounds import Companion, Rounds
@@ -42,6 +43,11 @@ def check_pace(
 ) -> None:
     """Raise `ValueError` if a method, a trigger and what else decides who meets whom do not suit one another."""
     name = type(method).__name__
+    if isinstance(method, CenterMethod) and schedule_of(method.period).looks_at != "nothing":
+        raise ValueError(
+            f"period={method.period}: it follows a mean over all workers, and workers of {name} do not meet; take a "
+            "number, or a schedule of local steps such as PostLocal"
+        )
     if isinstance(method, CenterMethod) and trigger is not None:
         raise ValueError(f"trigger={trigger}: {name} has no rounds in which workers meet; leave it away")
     if isinstance(method, CenterMethod) and optimizer_state == "average":

@@ -59,7 +59,7 @@ class Remote(Together):
         losses = self.local.take(taken, hold=self.mix_first and taken == self.rounds.quiet)
         self._check_finite(range(len(losses)), losses)
         self._losses = torch.cat([self._losses, losses], dim=1)
-        due = self.rounds.due
+        before, due = self.rounds.passed, self.rounds.due
         starting = self.rounds.advance(losses.to(self.replicas.x))
         if self.progress is not self.rounds.pace:
             self.progress.advance(taken)
@@ -75,10 +75,9 @@ class Remote(Together):
             self.since_round.copy_(self.replicas.x)
         self.local.finish()
         self._remember()
-        if starting and self.evaluate and self.evaluate_every and not self._over(steps):
-            before = due - self.method.period
-            if due // self.evaluate_every > before // self.evaluate_every:
-                self._record_evaluation()
+        every = self.evaluate_every if self.evaluate and not self._over(steps) else None
+        if starting and every and due // every > before // every:
+            self._record_evaluation()
 
     def _passed(self, every: int, before: int) -> bool:
         return False  # counts differ between processes; `_turn` evaluates after rounds

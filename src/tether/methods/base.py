@@ -23,7 +23,7 @@ from typing import Any, ClassVar, TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.checks import whole
+from tether.periods import Period, check_period
 from tether.workers import Message, Workers
 
 State: TypeAlias = dict[str, Tensor]
@@ -54,13 +54,13 @@ class Method:
     """What a round does. Subclasses give `send` and `receive`, and `init` if they keep state.
 
     Args:
-        period: local steps between rounds (tau), at least 1.
+        period: local steps between rounds (tau), at least 1; or a schedule of `tether.periods`.
 
     Raises:
         ValueError: if the period is below 1.
     """
 
-    period: int
+    period: Period
 
     # How many of the last training losses of each worker `send` wants to see. Not annotated, so not a hyperparameter;
     # a method for which it is one annotates it.
@@ -73,7 +73,7 @@ class Method:
     replicated: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        whole("period", self.period, least=1)
+        check_period("period", self.period)
 
     @property
     def parts(self) -> tuple[Method, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tether.checks import whole
 from tether.methods.base import Method, State, Step
+from tether.periods import Period, check_period
 from tether.workers import Message, Workers, check_groups
 
 
@@ -87,7 +88,7 @@ class MultiLeaderLSGD(Method):
         ValueError: if a pull does not bring workers closer, or the groups do not divide the workers.
     """
 
-    global_period: int
+    global_period: Period
     groups: int
     pull: float = 0.1
     global_pull: float = 0.1
@@ -96,7 +97,7 @@ class MultiLeaderLSGD(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("global_period", self.global_period, least=1)
+        check_period("global_period", self.global_period)
         assert self.parts  # builds both parts, which check their own parameters
 
     @property

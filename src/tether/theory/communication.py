@@ -13,6 +13,7 @@ import torch
 from tether.checks import whole
 from tether.clock import Clock, Cluster
 from tether.methods import CenterMethod, Method, Step
+from tether.periods import schedule_of
 from tether.traffic import AllReduceKind, Traffic, Visit
 from tether.trips import Trips
 from tether.virtual_time import VirtualTime
@@ -27,7 +28,7 @@ class RoundCost:
     """What one round sends, all workers together; of an asynchronous method, one visit of each worker to the center.
 
     Attributes:
-        period: local steps between such rounds.
+        period: local steps between such rounds; of a schedule the first.
         workers: number of workers m.
         traffic: what is sent, one after the other.
     """
@@ -107,7 +108,7 @@ def round_costs(
     for part in method.parts:
         tiny = [_sent(part, workers, size, dtype, allreduce, round) for size in SIZES]
         traffic = tuple(_extended(part, sizes, parameters) for sizes in zip(*tiny, strict=True))
-        costs.append(RoundCost(part.period, workers, traffic))
+        costs.append(RoundCost(schedule_of(part.period).start, workers, traffic))
     return tuple(costs)
 
 
@@ -135,5 +136,5 @@ def _sent(
         return [Visit(worker, x[worker].nbytes) for worker in range(workers)]
     sent.clear()
     losses, samples = torch.zeros(workers, part.window, dtype=dtype), torch.ones(workers)
-    part.send(x, state, meter, Step(part.period, round, lr=0.0, losses=losses, samples=samples))
+    part.send(x, state, meter, Step(schedule_of(part.period).start, round, lr=0.0, losses=losses, samples=samples))
     return sent
