@@ -15,7 +15,6 @@ from rich.table import Table
 if TYPE_CHECKING:  # PyTorch takes longer to import than --help should take
     from tether.config import Config
     from tether.data import Dataset
-    from tether.history import Record
     from tether.result import Result
 
 app = typer.Typer(
@@ -54,6 +53,7 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train with one method; under torchrun, on real workers."""
+    from tether import printing
     from tether.config import ConfigError
     from tether.result import NonFiniteLossError
     from tether.run import load_data, processes
@@ -67,7 +67,7 @@ def train(
     console.quiet = processes()[0] > 0
     name = method or settings.method
     data = load_data(settings)
-    console.print(_heading(settings, data), highlight=False)
+    console.print(printing.heading(settings, data), highlight=False)
     folder = out or resume
     try:
         result = _run(settings, name, data, folder, tensorboard)
@@ -77,7 +77,7 @@ def train(
         console.print(f"\nStopped. Go on: tether train --resume {folder}" if folder else "\nStopped.", highlight=False)
         raise SystemExit(130) from None
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
-    for label, value in zip(_columns(settings), _row(name, result), strict=True):
+    for label, value in zip(printing.columns(settings), printing.row(name, result), strict=True):
         table.add_row(label, value)
     console.print(table)
 
@@ -93,6 +93,7 @@ def compare(
     overrides: Overrides = None,
 ) -> None:
     """Run several methods at equal local steps and print a table; under torchrun, on real workers."""
+    from tether import printing
     from tether.config import ConfigError
     from tether.result import NonFiniteLossError
     from tether.run import check, load_data, processes
@@ -100,25 +101,86 @@ def compare(
     _check_has_place(tensorboard, out)
     settings = _load(config, overrides)
     console.quiet = processes()[0] > 0
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = _list(methods)
     if not names:
         raise ConfigError(f"--methods {methods}: name at least one method")
     for name in names:
         check(settings, name)  # a mistake shows before the first run, not after the last
     data = load_data(settings)
-    table = Table(*_columns(settings), title=_heading(settings, data), box=box.SIMPLE_HEAD, title_justify="left")
+    columns, title = printing.columns(settings), printing.heading(settings, data)
+    table = Table(*columns, title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     diverged = []
     for name in names:
         try:
-            table.add_row(*_row(name, _run(settings, name, data, out / name if out else None, tensorboard)))
+            table.add_row(*printing.row(name, _run(settings, name, data, out / name if out else None, tensorboard)))
         except NonFiniteLossError as error:
             table.add_row(name, "diverged")
             diverged.append(f"{name} diverged: worker {error.worker}, local step {error.step}")
     console.print(table)
     for line in diverged:
         console.print(line, highlight=False)
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    bandwidth: Annotated[
+        str | None, typer.Option(help="Of each worker's link, such as 100Mbit. Default: measured, under torchrun.")
+    ] = None,
+    latency: Annotated[str | None, typer.Option(help="Of these links, such as 30ms.")] = None,
+    workers: Annotated[int | None, typer.Option(min=2, help="Default: as many as the config has.")] = None,
+    step: Annotated[str | None, typer.Option(help="What a local step takes. Default: measured here.")] = None,
+    methods: Annotated[
+        str, typer.Option(help="Names, with commas between; topologies are methods too.")
+    ] = "sync,local,easgd,ring,leader",
+    periods: Annotated[str, typer.Option(help="Local steps between rounds to try.")] = "4,16,64",
+    target: Annotated[
+        float | None,
+        typer.Option(help="Training loss to reach. Default: where the first method is after 3/4 of its steps."),
+    ] = None,
+    bounds: Annotated[
+        bool, typer.Option(help="Whether to estimate what the theory asks for, and print its bound.")
+    ] = True,
+    verify: Annotated[bool, typer.Option("--verify", help="Run the best for real, under torchrun.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="How many of them.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write plan.json, a picture, and all simulated runs.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Predict how long each method takes on a cluster, and recommend one; under torchrun, the cluster is measured."""
+    from tether.config import Config, ConfigError, validate
+    from tether.planner.command import Cluster, bits, carry_out, seconds
+    from tether.run import processes
+
+    settings = _load(config, overrides)
+    if workers is not None:
+        settings = validate(Config, settings.model_dump(mode="json") | {"workers": workers}, "--workers")
+    if (latency or step) and not bandwidth and settings.clock is None and processes()[1] == 1:
+        raise ConfigError("--bandwidth: what do the links carry? Such as --bandwidth 100Mbit")
+    cluster = Cluster(
+        latency=seconds(latency) if latency else None,
+        bandwidth=bits(bandwidth) if bandwidth else None,
+        step=seconds(step) if step else None,
+    )
+    console.quiet = processes()[0] > 0
+    try:
+        tried = [int(period) for period in _list(periods)]
+    except ValueError:
+        raise ConfigError(f"--periods {periods}: give whole numbers, with commas between") from None
+    carry_out(
+        settings,
+        cluster,
+        _list(methods),
+        tried,
+        target=target,
+        bounds=bounds,
+        top=top if verify else 0,
+        out=out,
+        console=console,
+    )
 
 
 @app.command()
@@ -129,9 +191,9 @@ def partition(
     overrides: Overrides = None,
 ) -> None:
     """Show who holds what of the data."""
+    from tether import printing
     from tether.config import ConfigError
     from tether.data import holdings, picture
-    from tether.data.holdings import BUBBLES
     from tether.run import load_data
 
     settings = _load(config, overrides)
@@ -139,19 +201,7 @@ def partition(
         held = holdings(load_data(settings), settings.workers, settings.seed)
     except ValueError as error:
         raise ConfigError(f"data.partition: {error}") from error
-    console.print(f"{held.title}, {settings.workers:,} workers, {held.sizes.sum():,} samples", highlight=False)
-    if settings.workers <= BUBBLES:
-        table = Table("worker", "samples", "of them", box=box.SIMPLE_HEAD)
-        for worker, counts in enumerate(held.counts):
-            main = (-counts).argsort(kind="stable")[: min(4, (counts > 0).sum())]
-            shares = ", ".join(f"{held.names[group]} {counts[group] / counts.sum():.0%}" for group in main)
-            table.add_row(str(worker), f"{counts.sum():,}", shares + (", ..." if (counts > 0).sum() > 4 else ""))
-    else:
-        table = Table("a worker holds", "least", "median", "most", box=box.SIMPLE_HEAD)
-        for label, numbers in (("samples", held.sizes), ("classes or groups", (held.counts > 0).sum(1))):
-            spread = sorted(numbers.tolist())
-            table.add_row(label, *(f"{spread[i]:,}" for i in (0, len(spread) // 2, -1)))
-    console.print(table)
+    console.print(printing.who_holds_what(held))
     if out is not None:
         try:
             picture(held, dark).savefig(out)
@@ -229,21 +279,6 @@ def reproduce(
         list_experiments(console)
 
 
-COLUMNS = (
-    "method",
-    "test accuracy of center",
-    "of best worker",
-    "rounds",
-    "MB sent a worker",
-    "consensus distance",
-    "seconds",
-)
-
-
-def _columns(config: Config) -> tuple[str, ...]:
-    return COLUMNS + (("virtual seconds", "waited") if config.clock else ())
-
-
 def main() -> None:
     """Run the command; what a user or a machine got wrong is said in a line, without a traceback."""
     import logging
@@ -294,6 +329,10 @@ def _resumed(folder: Path, overrides: list[str] | None) -> Config:
     return validate(Config, settings.model_dump(mode="json") | changed, "--set")
 
 
+def _list(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _check_has_place(tensorboard: bool, folder: Path | None) -> None:
     from tether.config import ConfigError
 
@@ -323,41 +362,6 @@ def _run(config: Config, name: str, data: Dataset, folder: Path | None, tensorbo
             on_record=lambda record: progress.update(bar, rounds=record.round),
             on_progress=lambda count, loss: progress.update(bar, completed=count, loss=loss),
         )
-
-
-def _heading(config: Config, data: Dataset) -> str:
-    wanted = config.data["name"]
-    instead = f" ({wanted[0]} is not installed)" if isinstance(wanted, list) and wanted[0] != data.name else ""
-    return f"{data}{instead}, {data.partition}, {config.workers} workers, {config.steps} local steps each"
-
-
-def _row(name: str, result: Result) -> list[str]:
-    last = result.history[-1] if result.history else None
-
-    def accuracy(of: str) -> str:
-        measures = getattr(last, of, {})
-        return f"{measures['accuracy']:.1%}" if "accuracy" in measures else "-"
-
-    return [
-        name,
-        accuracy("center"),
-        accuracy("best"),
-        str(result.rounds),
-        f"{result.bytes / result.workers / 1e6:.2f}",
-        f"{result.consensus:.2g}",
-        f"{result.seconds:.1f}",
-        *_times(last),
-    ]
-
-
-def _times(last: Record | None) -> list[str]:
-    """When the run would have ended on the cluster that its clock describes, and how much of that was waiting."""
-    import numpy as np
-
-    if last is None or last.virtual is None:
-        return []
-    now, waited = last.virtual.now, last.virtual.waited
-    return [f"{np.nanmax(now):.4g}", f"{np.nansum(waited) / max(np.nansum(now), 1e-300):.0%}"]
 
 
 def _parameters(method: type) -> str:

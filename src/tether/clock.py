@@ -54,6 +54,8 @@ class Clock:
         node_latency: seconds, between workers of a node.
         node_bandwidth: bits a second of each worker's link within its node, in each direction.
         links: (node, node, latency, bandwidth): what is different between these two, in both directions.
+        round: seconds that a round costs each worker besides its messages: what the software does. Of rounds in which
+            workers meet; not of visits to a center.
 
     Raises:
         ValueError: if a number is not possible; by `simulate`, if it does not suit the number of workers.
@@ -70,6 +72,7 @@ class Clock:
     node_latency: float = 0.0
     node_bandwidth: float = float("inf")
     links: tuple[tuple[int, int, float, float], ...] = ()
+    round: float = 0.0
 
     def __post_init__(self) -> None:
         if self.noise not in get_args(Noise):
@@ -85,7 +88,7 @@ class Clock:
         for name in ("bandwidth", "node_bandwidth"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: bits a second, more than 0")
-        for name in ("step", "spread", "latency", "node_latency"):
+        for name in ("step", "spread", "latency", "node_latency", "round"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: give a number, at least 0")
         if self.speeds is not None and not all(0 < speed < float("inf") for speed in self.speeds):

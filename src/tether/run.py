@@ -16,7 +16,7 @@ from tether.checks import nearest
 from tether.clock import Clock
 from tether.config import Config, ConfigError, choose, maker
 from tether.data import DATASETS, PARTITIONS, Dataset, holdings
-from tether.engines import check_pace
+from tether.engines import Evaluate, check_pace
 from tether.history import Record
 from tether.methods import METHODS, CenterMethod, Method
 from tether.models import LOSSES, MODELS, OBJECTIVES
@@ -38,6 +38,8 @@ def run(
     data: Dataset | None = None,
     folder: RunFolder | None = None,
     tensorboard: bool = False,
+    simulated: bool = False,
+    evaluate: Evaluate | None = None,
     on_record: Callable[[Record], None] = lambda record: None,
     on_progress: Callable[[int, float], None] = lambda count, loss: None,
 ) -> Result:
@@ -49,6 +51,8 @@ def run(
         data: the data, if it has been loaded already.
         folder: where to write what the run measures, and to go on from if a run of this config was interrupted there.
         tensorboard: whether the folder gets scalars for TensorBoard too; a run that has some goes on with them.
+        simulated: whether all workers are here even in a process that torchrun started.
+        evaluate: what evaluations measure. Default: loss, and accuracy of classes, on held-out samples.
         on_record: called with each new record of the history.
         on_progress: called with the number of local steps so far and the training loss.
 
@@ -57,17 +61,15 @@ def run(
     """
     data = data or load_data(config)
     config = config.model_copy(update={"method": name or config.method})
-    workers = _workers(config)
+    workers = config.workers if simulated else workers_of(config)
     method = load_method(config, config.method)
     first = processes()[0] == 0
     board = TensorBoard(folder) if folder and first and (tensorboard or folder.logs_scalars) else None
     if folder and first:
         folder.begin(config, dataclasses.asdict(holdings(data, config.workers, config.seed)))
-    optimizer = _factory(config.optimizer, _OPTIMIZERS, "optimizer", "params")
-    scheduler = _factory(config.scheduler, _SCHEDULERS, "scheduler", "optimizer") if config.scheduler else None
-    objective = config.objective or ("cross-entropy" if data.classes else "squared-error")
-    evaluate = data.evaluation(LOSSES[objective])
-    if evaluate is None and config.evaluate_every:
+    given = ingredients(config, data)
+    given["evaluate"] = evaluate or given["evaluate"]
+    if given["evaluate"] is None and config.evaluate_every:
         raise ConfigError(f"evaluate_every = {config.evaluate_every}: {data.name} has no held-out samples")
 
     def record(record: Record) -> None:
@@ -79,29 +81,9 @@ def run(
 
     try:
         result = simulate(
-            load_model(config, data),
-            method,
-            data,
+            method=method,
             workers=workers,
-            objective=OBJECTIVES[objective],
-            optimizer=optimizer,
-            scheduler=scheduler,
-            steps=config.steps,
-            batch_size=None if config.batch_size == "full" else config.batch_size,
-            seed=config.seed,
-            overlap=config.overlap,
-            order=config.order,
-            accumulate=config.accumulate,
-            buffers=config.buffers,
-            optimizer_state=config.optimizer_state,
-            evaluate=evaluate,
-            evaluate_every=config.evaluate_every,
-            on_nonfinite=config.on_nonfinite,
-            allreduce=config.allreduce,
-            clock=load_clock(config),
-            trigger=load_trigger(config),
-            stepping=config.stepping,
-            processes=config.processes,
+            **given,
             checkpoints=folder.checkpoints if folder else None,
             checkpoint_every=config.checkpoint_every if folder else None,
             on_record=record,
@@ -125,12 +107,40 @@ def run(
     return result
 
 
+def ingredients(config: Config, data: Dataset) -> dict[str, Any]:
+    """What the config says of a run, as `tether.simulate` takes it: all but method, workers and where it is kept."""
+    objective = config.objective or ("cross-entropy" if data.classes else "squared-error")
+    return {
+        "model": load_model(config, data),
+        "data": data,
+        "objective": OBJECTIVES[objective],
+        "optimizer": _factory(config.optimizer, _OPTIMIZERS, "optimizer", "params"),
+        "scheduler": _factory(config.scheduler, _SCHEDULERS, "scheduler", "optimizer") if config.scheduler else None,
+        "steps": config.steps,
+        "batch_size": None if config.batch_size == "full" else config.batch_size,
+        "seed": config.seed,
+        "overlap": config.overlap,
+        "order": config.order,
+        "accumulate": config.accumulate,
+        "buffers": config.buffers,
+        "optimizer_state": config.optimizer_state,
+        "evaluate": data.evaluation(LOSSES[objective]),
+        "evaluate_every": config.evaluate_every,
+        "on_nonfinite": config.on_nonfinite,
+        "allreduce": config.allreduce,
+        "clock": load_clock(config),
+        "trigger": load_trigger(config),
+        "stepping": config.stepping,
+        "processes": config.processes,
+    }
+
+
 def processes() -> tuple[int, int]:
     """Which process this is, and of how many, as torchrun says; the first of one otherwise."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _workers(config: Config) -> int | Ranks:
+def workers_of(config: Config) -> int | Ranks:
     """The number of workers to simulate here; or, under torchrun, how to reach those of the other processes."""
     _, count = processes()
     if count == 1:

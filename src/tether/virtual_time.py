@@ -26,7 +26,7 @@ class VirtualTime:
     Attributes:
         now: `[m]`, seconds.
         computed: `[m]`, seconds of it that each has computed.
-        waited: `[m]`, seconds of it that each has waited.
+        waited: `[m]`, seconds of it that each has waited, or been busy with a round.
         arrivals: `[m]`, when each of them had, or will have, what the last round sends it.
     """
 
@@ -67,6 +67,7 @@ class VirtualTime:
     def send(self, part: int) -> None:
         """A round of this part of a method begins; `travel` says what it sends."""
         self._part = part
+        self.wait(self.now + self._cluster.clock.round)
         self.arrivals = self._flights[part] = self.now.copy()
 
     def travel(self, traffic: Traffic) -> None:

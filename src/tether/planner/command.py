@@ -1,0 +1,393 @@
+"""What `tether plan` does with a config: measures, simulates, prints, and tries it out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tether.clock import Clock
+from tether.config import Config, ConfigError, choose
+from tether.data import PARTITIONS, Dataset
+from tether.methods import Method
+from tether.planner.bounds import Constants, probe
+from tether.planner.candidates import Candidate, Conditions, standard_candidates
+from tether.planner.forecast import Forecast, course_of, training_loss
+from tether.planner.machine import clock_between, step_seconds
+from tether.planner.picture import picture
+from tether.planner.plan import Plan, Verified, as_json, make_plan, verified
+from tether.result import Result
+from tether.run import check, ingredients, load_clock, load_data, load_method, processes, run, workers_of
+from tether.run_folder import RunFolder, write_json
+from tether.simulation import simulate
+from tether.workers import Ranks
+
+log = logging.getLogger(__name__)
+
+POINTS = 50
+"""Looks at the mean model's training loss in a simulated run."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What is said of the cluster rather than measured.
+
+    Attributes:
+        latency: seconds until the first byte of a message arrives.
+        bandwidth: bits a second of each worker's link.
+        step: seconds a local step takes.
+    """
+
+    latency: float | None = None
+    bandwidth: float | None = None
+    step: float | None = None
+
+
+def carry_out(
+    config: Config,
+    cluster: Cluster,
+    names: Sequence[str],
+    periods: Sequence[int],
+    *,
+    target: float | None,
+    bounds: bool,
+    top: int,
+    out: Path | None,
+    console: Console,
+) -> None:
+    """Plan, print, and with `top` > 0 run so many of the best for real, every process of a torchrun together.
+
+    Raises:
+        ConfigError: if something is not possible, or not said.
+    """
+    data = load_data(config)
+    for name in names:
+        check(config.model_copy(update={"overlap": 0}), name)
+    ranks = workers_of(config)
+    planner = _Planner(config, data, ranks if isinstance(ranks, Ranks) else None)
+    if top and planner.ranks is None:
+        raise ConfigError("--verify runs on real workers: start it with torchrun, a process a worker")
+    conditions = planner.conditions(cluster)
+    try:
+        candidates = standard_candidates(
+            {name: functools.partial(planner.method, name) for name in names}, conditions, periods, config.steps
+        )
+    except ValueError as error:
+        raise ConfigError(f"--periods: {error}") from error
+    console.print(_heading(config, data, conditions), highlight=False)
+    plan = planner.plan(candidates, conditions, target, bounds, out, console) if processes()[0] == 0 else None
+    if plan is not None:
+        console.print(_table(plan))
+        console.print(f"Recommended: [bold]{plan.recommended.name}[/]. {plan.reason}", highlight=False)
+    checked = planner.verify(candidates, plan, top) if top else []
+    if plan is None:
+        return
+    if checked:
+        console.print(_compared(checked, plan.target))
+        console.print(_lesson(checked, plan), highlight=False)
+    if out is not None:
+        write_json(out / "plan.json", as_json(plan) | {"verified": [dataclasses.asdict(each) for each in checked]})
+        picture(plan).savefig(out / "error-runtime.png", dpi=200)
+        console.print(
+            f"\nwritten: {out}; `tether report {out}` draws every run", highlight=False, markup=False, soft_wrap=True
+        )
+
+
+class _Planner:
+    """A config's plan: what to train is the config's, by which method is the candidates'."""
+
+    def __init__(self, config: Config, data: Dataset, ranks: Ranks | None):
+        self.config, self.data, self.ranks = config, data, ranks
+        self._given = ingredients(config, data)
+        self._model = self._given["model"]
+        self._loss = training_loss(data, self._given["objective"], config.workers, config.seed)
+
+    def method(self, name: str, period: int) -> Method:
+        """A method of the config, with this period if it does not say its own."""
+        return load_method(self.config.model_copy(update={"period": period}), name)
+
+    def conditions(self, cluster: Cluster) -> Conditions:
+        """What all candidates have in common."""
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        parameters = sum(p.numel() for p in trained)
+        return Conditions(self.config.workers, parameters, self._clock(cluster), trained[0].dtype)
+
+    def _clock(self, cluster: Cluster) -> Clock:
+        """The clock that was given, or measured between real workers; or what the config has."""
+        given = {key: value for key, value in dataclasses.asdict(cluster).items() if value is not None}
+        if self.ranks is not None and cluster.bandwidth is None:
+            device = next(self._model.parameters()).device
+            dist.barrier(group=self.ranks.group)
+            step = self._step_seconds()
+            every = step_seconds(functools.partial(self._alone, {"workers": self.ranks}), period=1)
+            return dataclasses.replace(clock_between(self.ranks, step, every - step, device), **given)
+        base = load_clock(self.config)
+        if base is None and cluster.bandwidth is None:
+            raise ConfigError(
+                "what do the links do? Give --bandwidth 100Mbit and --latency 30ms, or a [clock] in the config, or "
+                "start it on the workers with torchrun, which measures them"
+            )
+        if base is None:
+            base = Clock(step=cluster.step or self._step_seconds())
+        return dataclasses.replace(base, **given)
+
+    def _step_seconds(self) -> float:
+        """Seconds that the local steps of a process's workers take here."""
+        first, last = (self.ranks.rows.start, self.ranks.rows.stop) if self.ranks else (0, 1)
+        shards = self.data.shards(self.config.workers, self.config.seed)
+        held = torch.cat([torch.from_numpy(shards.whole(worker, 0)) for worker in range(first, last)])
+        iid = choose("iid", PARTITIONS, "data.partition")
+        own = dataclasses.replace(self.data, train=tuple(part[held] for part in self.data.train), partition=iid)
+        return step_seconds(functools.partial(self._alone, {"data": own, "workers": last - first}))
+
+    def _alone(self, changes: dict[str, Any], method: Method, steps: int) -> Result:
+        alone = {"overlap": 0, "evaluate": None, "evaluate_every": None, "clock": None, "trigger": None}
+        return simulate(**self._given | alone | changes | {"method": method, "steps": steps})
+
+    def plan(
+        self,
+        candidates: Sequence[Candidate],
+        conditions: Conditions,
+        target: float | None,
+        bounds: bool,
+        out: Path | None,
+        console: Console,
+    ) -> Plan:
+        """Simulate all candidates here."""
+        if out is not None and out.is_dir() and any(out.iterdir()) and not (out / "plan.json").exists():
+            raise ConfigError(f"--out {out}: is there, is not empty and is no plan's folder: give another")
+        lr = _plain_sgd(self.config)
+        constants = self._constants() if bounds and lr is not None else None
+        with console.status("") as status:
+
+            def train(candidate: Candidate, clock: Clock | None) -> Result:
+                folder = RunFolder(out / "runs" / candidate.name.replace(" ", "")) if out else None
+                every = max(1, self.config.steps // POINTS)
+                config = self._config_of(candidate, clock=_table_of(clock), evaluate_every=every)
+                return run(config, data=self.data, folder=folder, simulated=True, evaluate=self._loss)
+
+            try:
+                return make_plan(
+                    candidates,
+                    conditions,
+                    train,
+                    target=target,
+                    constants=constants,
+                    lr=lr,
+                    tell=lambda name: status.update(f"simulating {name}"),
+                )
+            except ConfigError:
+                raise
+            except ValueError as error:
+                raise ConfigError(f"plan: {error}") from error
+
+    def verify(self, candidates: Sequence[Candidate], plan: Plan | None, top: int) -> list[Verified]:
+        """Run the best for real, every process together; the first one, which has the plan, compares."""
+        assert self.ranks is not None
+        device = next(self._model.parameters()).device
+        chosen = torch.full((top,), -1, dtype=torch.int64, device=device)
+        forecasts: list[Forecast] = []
+        if plan is not None:
+            forecasts = [each for each in plan.forecasts if each.course is not None][:top]
+            names = [candidate.name for candidate in candidates]
+            chosen[: len(forecasts)] = torch.tensor([names.index(each.candidate.name) for each in forecasts])
+        dist.broadcast(chosen, dist.get_global_rank(self.ranks.group, 0), group=self.ranks.group)
+        found = []
+        for number, index in enumerate(int(index) for index in chosen if index >= 0):
+            config = self._config_of(candidates[index], clock=None, evaluate_every=None)
+            result = run(config, data=self.data, evaluate=self._loss)
+            if plan is not None:
+                found.append(verified(forecasts[number], course_of(result.history), plan.target))
+        return found
+
+    def _config_of(self, candidate: Candidate, **more: Any) -> Config:
+        """The config of a run by a candidate."""
+        methods = dict(self.config.methods)
+        if candidate.name != candidate.kind:
+            methods[candidate.name] = {"name": candidate.kind} | methods.get(candidate.kind, {})
+            methods[candidate.name].setdefault("period", candidate.period)
+        own = {"method": candidate.name, "methods": methods, "overlap": candidate.overlap}
+        return self.config.model_copy(update=own | {"period": candidate.period} | more)
+
+    def _constants(self) -> Constants | None:
+        given = self._given
+        try:
+            return probe(
+                given["model"],
+                given["objective"],
+                self.data,
+                self.config.workers,
+                given["batch_size"],
+                self.config.seed,
+            )
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            log.warning("no bounds, as the constants could not be estimated: %s", str(error).splitlines()[0])
+            return None
+
+
+def seconds(text: str) -> float:
+    """A time such as "30ms".
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    return _number(text, {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "": 1.0}, "a time, such as 30ms or 0.5s")
+
+
+def bits(text: str) -> float:
+    """Bits a second such as "100Mbit".
+
+    Raises:
+        ConfigError: if they are none.
+    """
+    units = {f"{prefix}bit": factor for prefix, factor in (("", 1.0), ("k", 1e3), ("m", 1e6), ("g", 1e9))}
+    named = {f"{unit}{end}": factor for unit, factor in units.items() for end in ("", "/s", "s", "ps")}
+    found = _number(text, named | {"": 1.0}, "bits a second, such as 100Mbit or 1Gbit")
+    if not found:
+        raise ConfigError(f"{text}: no message would ever arrive; give bits a second, such as 100Mbit")
+    return found
+
+
+def _number(text: str, units: Mapping[str, float], wanted: str) -> float:
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([^\d\s]*)\s*", text, re.IGNORECASE)
+    try:
+        number = float(match[1]) if match else math.nan
+    except ValueError:
+        number = math.nan
+    if match is None or not math.isfinite(number) or match[2].lower() not in units:
+        raise ConfigError(f"{text}: give {wanted}")
+    return number * units[match[2].lower()]
+
+
+def _plain_sgd(config: Config) -> float | None:
+    """The learning rate, if the optimizer is SGD as the theorems have it."""
+    optimizer = config.optimizer
+    plain = optimizer.get("name") == "SGD" and not any(optimizer.get(key) for key in ("momentum", "weight_decay"))
+    return float(optimizer["lr"]) if plain and "lr" in optimizer and config.scheduler is None else None
+
+
+def _table_of(clock: Clock | None) -> dict[str, Any] | None:
+    """A clock as a config has it."""
+    if clock is None:
+        return None
+    changed = {
+        field.name: getattr(clock, field.name)
+        for field in dataclasses.fields(clock)
+        if field.default is dataclasses.MISSING or getattr(clock, field.name) != field.default
+    }
+    return {
+        key: [list(v) if isinstance(v, tuple) else v for v in value] if isinstance(value, tuple) else value
+        for key, value in changed.items()
+    }
+
+
+def _heading(config: Config, data: Dataset, conditions: Conditions) -> str:
+    clock = conditions.clock
+    speeds = clock.speeds or (1.0,)
+    step = _range([clock.step / speed for speed in speeds], "ms", 1e3)
+    unlike = f", {len(clock.links)} links unlike these" if clock.links else ""
+    return (
+        f"{data}, {data.partition}, {config.workers} workers, d = {conditions.parameters:,}, {config.steps} local "
+        "steps each\n"
+        f"a local step takes {step}; links of {clock.bandwidth / 1e6:.4g} Mbit/s, latency "
+        f"{1000 * clock.latency:.3g} ms{unlike}"
+    )
+
+
+def _range(values: Sequence[float], unit: str, factor: float) -> str:
+    low, high = factor * min(values), factor * max(values)
+    return f"{low:.3g} {unit}" if high < 1.05 * low else f"{low:.3g} to {high:.3g} {unit}"
+
+
+def _table(plan: Plan) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left")
+    headings = (
+        "method, period + overlap",
+        "MB a worker\nand round",
+        "message,\nseconds",
+        "a period,\nseconds",
+        "waiting",
+        f"steps to\nloss {plan.target:.3g}",
+        f"seconds to\nloss {plan.target:.3g}",
+        "loss at\nthe end",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading is headings[0] else "right", no_wrap=True)
+    if plan.bounds:
+        table.add_column("bound on\nmean |∇F|²", justify="right", no_wrap=True)
+    for each in plan.forecasts:
+        course = each.course
+        step, when = (None, None) if course is None else (course.reaches(plan.target), each.to_target(plan.target))
+        cells = [
+            each.candidate.name,
+            f"{each.megabytes:.3g}",
+            f"{each.message:.3g}",
+            *(
+                ("diverged", "", "", "", "")
+                if course is None
+                else (
+                    f"{each.period:.3g}",
+                    f"{each.waiting:.0%}",
+                    "never" if step is None else f"{step:,}",
+                    "never" if when is None else f"{when:.4g}",
+                    f"{each.loss:.3g}",
+                )
+            ),
+        ]
+        if plan.bounds:
+            bound = plan.bounds.get(each.candidate.name)
+            cells.append(
+                "" if bound is None else f"lr ≤ {bound.largest_lr:.2g}" if bound.value is None else f"{bound.value:.3g}"
+            )
+        table.add_row(*cells, style="bold" if each.candidate == plan.recommended else None)
+    return table
+
+
+def _compared(checked: Sequence[Verified], target: float) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("measured on\nthese workers", no_wrap=True)
+    for heading in (
+        "a period:\npredicted",
+        "\nmeasured",
+        "\nratio",
+        f"to loss {target:.3g}:\npredicted",
+        "\nmeasured",
+        "\nratio",
+        "loss at the end:\npredicted",
+        "\nmeasured",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in checked:
+        table.add_row(
+            each.name, *_ratio(*each.period), *_ratio(*each.to_target), *(f"{value:.4g}" for value in each.loss)
+        )
+    return table
+
+
+def _ratio(predicted: float | None, measured: float | None) -> tuple[str, str, str]:
+    shown = ["never" if value is None else f"{value:.4g}" for value in (predicted, measured)]
+    return shown[0], shown[1], f"{predicted / measured:.2f}" if predicted and measured else ""
+
+
+def _lesson(checked: Sequence[Verified], plan: Plan) -> str:
+    """Whether what was recommended is what was soonest."""
+    times = {each.name: each.to_target[1] for each in checked if each.to_target[1] is not None}
+    if plan.recommended.name not in times:
+        return ""
+    soonest = min(times, key=lambda name: times[name])
+    mine, best = times[plan.recommended.name], times[soonest]
+    if mine <= best:
+        return f"Measured, too, {plan.recommended.name} is the soonest of these {len(checked)}."
+    return f"Measured, {soonest} is {mine / best:.2f} times sooner than {plan.recommended.name}."

@@ -1,0 +1,154 @@
+"""What a cluster does: seconds a local step, latency and bandwidth between its hosts, measured with real messages."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tether.clock import Clock
+from tether.methods import Method, Step
+from tether.methods.base import State
+from tether.result import Result
+from tether.workers import Arrived, Message, Ranks, Workers
+
+PAUSE = 5
+"""Local steps between two looks at the time."""
+
+WARM_UP = 4
+"""Looks that are not counted: caches are cold, allocators ask for memory."""
+
+SHORT = 21
+"""Short messages between two hosts, of which the median counts."""
+
+FIRST, LONGEST = 2**14, 2**26
+"""Numbers in the first long message between two hosts, and at most; doubled until one takes `LASTS` seconds."""
+
+LASTS = 0.5
+
+ALIKE = 0.2
+"""A link whose latency or bandwidth is off the median by less than this share is like the others."""
+
+ALL_PAIRS = 6
+"""Up to so many hosts every pair is measured, beyond that those next to each other in a ring."""
+
+
+@dataclass(frozen=True)
+class Alone(Method):
+    """Rounds in which nothing happens: what they are for is to look at the time."""
+
+    def send(self, x: Tensor, state: State, workers: Workers, step: Step) -> Message:
+        """Nothing."""
+        return Arrived(x[:0])
+
+    def receive(self, x: Tensor, state: State, message: Any) -> None:
+        """Nothing."""
+
+
+def step_seconds(train: Callable[[Method, int], Result], period: int = PAUSE, looks: int = 20) -> float:
+    """Seconds that a local step takes, on average, with rounds in which nothing travels.
+
+    Args:
+        train: trains so many local steps by a method.
+        period: local steps between rounds, at which the time is looked at. With few, their own cost shows.
+        looks: how often that is.
+    """
+    result = train(Alone(period), period * (looks + WARM_UP))
+    moments = [record.seconds for record in result.history if record.round][WARM_UP - 1 :]
+    return (moments[-1] - moments[0]) / (period * (len(moments) - 1))
+
+
+def clock_between(ranks: Ranks, seconds: float, round: float, device: torch.device) -> Clock:
+    """The clock of real workers: links are measured, steps take each process as long as it says.
+
+    Every process calls it at the same point of its program.
+
+    Args:
+        ranks: the workers.
+        seconds: that a local step of this process's workers takes here.
+        round: seconds that a round takes besides its messages; the first process's counts.
+        device: of the messages.
+    """
+    mine = torch.full((ranks.rows.stop - ranks.rows.start,), seconds, dtype=torch.float64, device=device)
+    everyone = ranks.gather(mine).cpu().numpy()
+    step = float(np.median(everyone))
+    speeds = tuple((step / everyone).tolist())
+    cost = ranks.gather(torch.full_like(mine, max(0.0, round)))
+    return Clock(step=step, speeds=speeds, round=float(cost[0]), **links_between(ranks, device))
+
+
+def links_between(ranks: Ranks, device: torch.device) -> dict[str, Any]:
+    """Latency and bandwidth between hosts, and within them where they have several processes: parameters of a `Clock`.
+
+    Pairs of hosts are measured one after the other, so that none shares a link with another. Links that are unlike the
+    median are given by themselves.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    nodes = ranks.processes // local
+    found: dict[str, Any] = {"nodes": nodes} if nodes < ranks.size else {}
+    if local > 1:
+        latency, bandwidth = _measured(ranks, [(0, 1)], device)[0]
+        found |= {"node_latency": latency, "node_bandwidth": bandwidth}
+    if nodes > 1:
+        every = nodes <= ALL_PAIRS
+        pairs = [(a, b) for a in range(nodes) for b in range(a + 1, nodes) if every or b == a + 1]
+        links = _measured(ranks, [(a * local, b * local) for a, b in pairs], device)
+        latency, bandwidth = (statistics.median(each) for each in zip(*links, strict=True))
+        unlike = [
+            (*pair, *link)
+            for pair, link in zip(pairs, links, strict=True)
+            if abs(link[0] - latency) > ALIKE * latency + 1e-4 or abs(link[1] - bandwidth) > ALIKE * bandwidth
+        ]
+        found |= {"latency": latency, "bandwidth": bandwidth, "links": tuple(unlike)}
+    return found
+
+
+def _measured(ranks: Ranks, pairs: Sequence[tuple[int, int]], device: torch.device) -> list[tuple[float, float]]:
+    """Seconds of latency and bits a second between each two processes; the same on all."""
+    table = torch.zeros(len(pairs), 2, dtype=torch.float64, device=device)
+    for number, pair in enumerate(pairs):
+        if ranks.process in pair:
+            other = pair[1 - pair.index(ranks.process)]
+            link = _link(ranks, other, ranks.process == pair[0], device)
+            if ranks.process == pair[0]:
+                table[number] = torch.tensor(link, dtype=torch.float64)
+        dist.barrier(group=ranks.group)
+    dist.all_reduce(table, group=ranks.group)
+    return [(float(latency), float(bandwidth)) for latency, bandwidth in table.tolist()]
+
+
+def _link(ranks: Ranks, other: int, first: bool, device: torch.device) -> tuple[float, float]:
+    """Latency and bandwidth to another process, as the first of the two sees them."""
+
+    def trip(numbers: int, answer: float = 0.0) -> tuple[float, float]:
+        """Seconds until the second has a message and the first its answer; what the first had to say with it."""
+        message, back = torch.zeros(numbers, device=device), torch.zeros(1, device=device)
+        message[0] = answer
+        began = time.monotonic()
+        if first:
+            dist.send(message, group=ranks.group, group_dst=other)
+            dist.recv(back, group=ranks.group, group_src=other)
+        else:
+            dist.recv(message, group=ranks.group, group_src=other)
+            dist.send(back, group=ranks.group, group_dst=other)
+        said = float(message[0])
+        return time.monotonic() - began, said
+
+    trip(FIRST)  # connects
+    short = statistics.median(trip(1)[0] for _ in range(SHORT))
+    numbers = FIRST
+    while True:
+        seconds = min(trip(numbers)[0] for _ in range(2))
+        _, enough = trip(1, answer=float(seconds >= LASTS or numbers >= LONGEST))
+        if enough:
+            break
+        numbers *= 2
+    return short / 2, 32 * numbers / max(seconds - short, 1e-9)
