@@ -7,6 +7,7 @@ import torch.distributed as dist
 import tether
 from methods_table import CASES, M
 from problems import Point, Quadratics, quadratic
+from tether.periods import AdaComm, FollowDrift, PostLocal
 
 D = 5
 STEPS = 200
@@ -20,8 +21,21 @@ def start():
     return np.random.default_rng(1).normal(size=(M, D))
 
 
+SCHEDULED = {
+    "post-local": tether.LocalSGD(PostLocal(6, switch=20)),
+    "adacomm": tether.EASGD(AdaComm(8, every=24, window=4)),
+    "follow-drift": tether.DecentralizedSGD(FollowDrift(4, most=20)),
+    "two schedules": tether.MultiLeaderLSGD(FollowDrift(3), AdaComm(12, every=30), groups=2),
+}
+"""Methods whose period changes."""
+
+
 def settings():
     """Every method with and without overlap, with momentum in one order and Adam in the other."""
+    for kind, method in SCHEDULED.items():
+        for overlap in (0, 2):
+            for optimizer, order in (("momentum", "step-then-mix"), ("adam", "mix-then-step")):
+                yield f"{kind}-{order}-{overlap}-{optimizer}", method, order, overlap, optimizer
     for case in CASES:
         for overlap in (0, 2):
             for optimizer, order in (("momentum", "step-then-mix"), ("adam", "mix-then-step")):

@@ -18,6 +18,9 @@ STEPS = 200
 SYNCHRONOUS = [name for name, kind in METHODS.items() if not issubclass(kind, tether.CenterMethod)]
 """The others depend on who comes first."""
 
+SCHEDULED = ["switching", "shrinking", "following"]
+"""Methods of the config whose period changes."""
+
 pytestmark = pytest.mark.xdist_group("real")
 
 
@@ -62,7 +65,7 @@ def rows(folder):
     ids=["momentum", "Adam, overlap"],
 )
 def test_torchrun_trains_what_the_simulator_does(left_out, settings, tmp_path):
-    methods = [name for name in SYNCHRONOUS if name not in left_out]
+    methods = [name for name in SYNCHRONOUS if name not in left_out] + SCHEDULED
     compare(methods, tmp_path / "simulated", settings)
     compare(methods, tmp_path / "real", settings, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     for name in methods:

@@ -14,7 +14,7 @@ with a `train(candidate, clock)` of one's own that calls `tether.simulate`.
 from tether.planner.bounds import Constants, probe
 from tether.planner.candidates import Candidate, Conditions, standard_candidates
 from tether.planner.forecast import Course, Forecast, Train, course_of, forecast, training_loss
-from tether.planner.machine import clock_between, links_between, step_seconds
+from tether.planner.machine import conditions_between, links_between, step_seconds
 from tether.planner.plan import Plan, make_plan
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "Forecast",
     "Plan",
     "Train",
-    "clock_between",
+    "conditions_between",
     "course_of",
     "forecast",
     "links_between",

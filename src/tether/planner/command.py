@@ -25,7 +25,7 @@ from tether.methods import Method
 from tether.planner.bounds import Constants, probe
 from tether.planner.candidates import Candidate, Conditions, standard_candidates
 from tether.planner.forecast import Forecast, course_of, training_loss
-from tether.planner.machine import clock_between, step_seconds
+from tether.planner.machine import conditions_between, step_seconds
 from tether.planner.picture import picture
 from tether.planner.plan import Plan, Verified, as_json, make_plan, verified
 from tether.result import Result
@@ -120,19 +120,16 @@ class _Planner:
 
     def conditions(self, cluster: Cluster) -> Conditions:
         """What all candidates have in common."""
-        trained = [p for p in self._model.parameters() if p.requires_grad]
-        parameters = sum(p.numel() for p in trained)
-        return Conditions(self.config.workers, parameters, self._clock(cluster), trained[0].dtype)
-
-    def _clock(self, cluster: Cluster) -> Clock:
-        """The clock that was given, or measured between real workers; or what the config has."""
-        given = {key: value for key, value in dataclasses.asdict(cluster).items() if value is not None}
+        parameters = torch.cat([p.detach().flatten() for p in self._model.parameters() if p.requires_grad])
+        given: dict[str, Any] = {key: value for key, value in dataclasses.asdict(cluster).items() if value is not None}
         if self.ranks is not None and cluster.bandwidth is None:
-            device = next(self._model.parameters()).device
-            dist.barrier(group=self.ranks.group)
-            step = self._step_seconds()
-            every = step_seconds(functools.partial(self._alone, {"workers": self.ranks}), period=1)
-            return dataclasses.replace(clock_between(self.ranks, step, every - step, device), **given)
+            together = functools.partial(self._train, {"workers": self.ranks})
+            measured = conditions_between(self.ranks, self._alone, together, parameters)
+            return dataclasses.replace(measured, clock=dataclasses.replace(measured.clock, **given))
+        return Conditions(self.config.workers, len(parameters), self._clock(cluster, given), parameters.dtype)
+
+    def _clock(self, cluster: Cluster, given: dict[str, Any]) -> Clock:
+        """The clock that was given, or what of it the config has."""
         base = load_clock(self.config)
         if base is None and cluster.bandwidth is None:
             raise ConfigError(
@@ -140,21 +137,21 @@ class _Planner:
                 "start it on the workers with torchrun, which measures them"
             )
         if base is None:
-            base = Clock(step=cluster.step or self._step_seconds())
+            base = Clock(step=cluster.step or step_seconds(self._alone))
         return dataclasses.replace(base, **given)
 
-    def _step_seconds(self) -> float:
-        """Seconds that the local steps of a process's workers take here."""
+    def _alone(self, method: Method, steps: int) -> Result:
+        """Train the workers of this process, as if there were no others."""
         first, last = (self.ranks.rows.start, self.ranks.rows.stop) if self.ranks else (0, 1)
         shards = self.data.shards(self.config.workers, self.config.seed)
         held = torch.cat([torch.from_numpy(shards.whole(worker, 0)) for worker in range(first, last)])
         iid = choose("iid", PARTITIONS, "data.partition")
         own = dataclasses.replace(self.data, train=tuple(part[held] for part in self.data.train), partition=iid)
-        return step_seconds(functools.partial(self._alone, {"data": own, "workers": last - first}))
+        return self._train({"data": own, "workers": last - first}, method, steps)
 
-    def _alone(self, changes: dict[str, Any], method: Method, steps: int) -> Result:
-        alone = {"overlap": 0, "evaluate": None, "evaluate_every": None, "clock": None, "trigger": None}
-        return simulate(**self._given | alone | changes | {"method": method, "steps": steps})
+    def _train(self, changes: dict[str, Any], method: Method, steps: int) -> Result:
+        plain = {"overlap": 0, "evaluate": None, "evaluate_every": None, "clock": None, "trigger": None}
+        return simulate(**self._given | plain | changes | {"method": method, "steps": steps})
 
     def plan(
         self,

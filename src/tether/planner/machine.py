@@ -6,8 +6,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,16 +15,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tether.clock import Clock
-from tether.methods import Method, Step
-from tether.methods.base import State
+from tether.methods import Method, State, Step, SyncSGD
+from tether.periods import schedule_of
+from tether.planner.candidates import Conditions
 from tether.result import Result
 from tether.workers import Arrived, Message, Ranks, Workers
 
 PAUSE = 5
 """Local steps between two looks at the time."""
 
+LOOKS = 20
+"""So many are averaged over."""
+
 WARM_UP = 4
 """Looks that are not counted: caches are cold, allocators ask for memory."""
+
+ENOUGH, FEW = 5.0, 3
+"""Seconds that measuring rounds may take, if these are no fewer than so many."""
 
 SHORT = 21
 """Short messages between two hosts, of which the median counts."""
@@ -53,36 +60,44 @@ class Alone(Method):
         """Nothing."""
 
 
-def step_seconds(train: Callable[[Method, int], Result], period: int = PAUSE, looks: int = 20) -> float:
-    """Seconds that a local step takes, on average, with rounds in which nothing travels.
+TrainBy: TypeAlias = Callable[[Method, int], Result]
+"""Trains so many local steps by a method."""
 
-    Args:
-        train: trains so many local steps by a method.
-        period: local steps between rounds, at which the time is looked at. With few, their own cost shows.
-        looks: how often that is.
-    """
-    result = train(Alone(period), period * (looks + WARM_UP))
+
+def step_seconds(train: TrainBy) -> float:
+    """Seconds that a local step takes, on average, when nobody communicates."""
+    return _between_rounds(train, Alone(PAUSE), LOOKS) / PAUSE
+
+
+def _between_rounds(train: TrainBy, method: Method, looks: int) -> float:
+    """Seconds from one round of a method to the next, on average over so many."""
+    result = train(method, schedule_of(method.period).start * (looks + WARM_UP))
     moments = [record.seconds for record in result.history if record.round][WARM_UP - 1 :]
-    return (moments[-1] - moments[0]) / (period * (len(moments) - 1))
+    return (moments[-1] - moments[0]) / (len(moments) - 1)
 
 
-def clock_between(ranks: Ranks, seconds: float, round: float, device: torch.device) -> Clock:
-    """The clock of real workers: links are measured, steps take each process as long as it says.
+def conditions_between(ranks: Ranks, alone: TrainBy, together: TrainBy, parameters: Tensor) -> Conditions:
+    """What real workers and their links do.
 
-    Every process calls it at the same point of its program.
+    Every process calls it at the same point of its program. Links are measured pair by pair, steps with all processes
+    at it, each by itself. What a round costs besides is what rounds of all-reduces take longer than both together.
 
     Args:
         ranks: the workers.
-        seconds: that a local step of this process's workers takes here.
-        round: seconds that a round takes besides its messages; the first process's counts.
-        device: of the messages.
+        alone: trains this process's workers, without the others.
+        together: trains all of them.
+        parameters: `[d]`, of the model: how many, of which type and where.
     """
-    mine = torch.full((ranks.rows.stop - ranks.rows.start,), seconds, dtype=torch.float64, device=device)
+    dist.barrier(group=ranks.group)
+    mine = parameters.new_full((ranks.rows.stop - ranks.rows.start,), step_seconds(alone), dtype=torch.float64)
     everyone = ranks.gather(mine).cpu().numpy()
     step = float(np.median(everyone))
-    speeds = tuple((step / everyone).tolist())
-    cost = ranks.gather(torch.full_like(mine, max(0.0, round)))
-    return Clock(step=step, speeds=speeds, round=float(cost[0]), **links_between(ranks, device))
+    clock = Clock(step=step, speeds=tuple((step / everyone).tolist()), **links_between(ranks, parameters.device))
+    free = Conditions(ranks.size, len(parameters), clock, parameters.dtype)
+    expected = free.step + free.message(SyncSGD())
+    looks = min(LOOKS, max(FEW, int(ENOUGH / expected)))
+    seconds = ranks.gather(torch.full_like(mine, _between_rounds(together, SyncSGD(), looks)))
+    return replace(free, clock=replace(clock, round=max(0.0, float(seconds[0]) - expected)))
 
 
 def links_between(ranks: Ranks, device: torch.device) -> dict[str, Any]:
