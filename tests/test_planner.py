@@ -45,7 +45,7 @@ INSTANT = Conditions(4, D, tether.Clock(step=0.01), torch.float64)
 METHODS = {"sync": lambda period: SyncSGD(), "local": LocalSGD, "ring": DecentralizedSGD}
 
 
-def train(candidate, clock, steps=48, lr=0.05):
+def train(candidate, steps, lr=0.05, clock=CLOCK):
     data = Quadratics.random(4, D, seed=3).data
     return tether.simulate(
         Point(D),
@@ -64,7 +64,7 @@ def train(candidate, clock, steps=48, lr=0.05):
 
 
 def plan_of(candidates, **options):
-    return make_plan(candidates, CONDITIONS, train, **options)
+    return make_plan(candidates, CONDITIONS, train, steps=48, **options)
 
 
 def test_candidates_are_methods_with_periods_and_the_least_overlap_that_hides_the_message():
@@ -183,15 +183,31 @@ def test_of_level_candidates_the_one_that_sends_least_is_recommended():
 
 
 def test_what_diverges_is_said_and_not_recommended():
-    def diverging(candidate, clock):
-        return train(candidate, clock, lr=1e9 if candidate.kind == "local" else 0.05)
+    def diverging(candidate, steps):
+        return train(candidate, steps, lr=1e9 if candidate.kind == "local" else 0.05)
 
     candidates = [Candidate("local 4", "local", LocalSGD(4)), Candidate("sync", "sync", SyncSGD())]
-    plan = make_plan(candidates, CONDITIONS, diverging)
+    plan = make_plan(candidates, CONDITIONS, diverging, steps=48)
     assert plan.recommended.name == "sync"
     assert plan.forecasts[-1].course is None
     with pytest.raises(ValueError, match="every candidate diverged"):
-        make_plan(candidates[:1], CONDITIONS, diverging)
+        make_plan(candidates[:1], CONDITIONS, diverging, steps=48)
+
+
+def test_candidates_are_compared_at_equal_loss_not_at_equal_steps():
+    """A method that takes more steps to the target, but less time, takes these steps."""
+    candidates = [Candidate("sync", "sync", SyncSGD()), Candidate("leader 4", "leader", tether.LSGD(4, pull=0.5))]
+    asked = []
+
+    def counted(candidate, steps):
+        asked.append((candidate.name, steps))
+        return train(candidate, steps)
+
+    plan = make_plan(candidates, CONDITIONS, counted, steps=48)
+    sync = next(each for each in plan.forecasts if each.candidate.kind == "sync")
+    longest = int(48 * sync.to_target(plan.target) / (12 * (0.04 + plan.conditions.message(tether.LSGD(4)))))
+    assert asked == [("sync", 48), ("leader 4", 48), ("leader 4", longest)]
+    assert 48 < longest < 4 * 48
 
 
 def test_a_target_that_is_not_reached_is_refused_with_the_lowest_loss():

@@ -5,10 +5,10 @@ clock says when. `tether plan` does all of this for a config; in Python it is
 
     conditions = Conditions(workers=8, parameters=d, clock=tether.Clock(step=0.02, latency=0.03, bandwidth=100e6))
     candidates = standard_candidates({"local": tether.LocalSGD, "easgd": tether.EASGD}, conditions)
-    plan = make_plan(candidates, conditions, train)
+    plan = make_plan(candidates, conditions, train, steps=500)
     print(plan.recommended.name, plan.reason)
 
-with a `train(candidate, clock)` of one's own that calls `tether.simulate`.
+with a `train(candidate, steps)` of one's own that calls `tether.simulate` on the same clock.
 """
 
 from tether.planner.bounds import Constants, probe

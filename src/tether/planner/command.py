@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ def carry_out(
     plan = planner.plan(candidates, conditions, target, bounds, out, console) if processes()[0] == 0 else None
     if plan is not None:
         console.print(_table(plan))
+        if plan.bounds:
+            console.print(_on_bounds(plan), highlight=False)
         console.print(f"Recommended: [bold]{plan.recommended.name}[/]. {plan.reason}", highlight=False)
     checked = planner.verify(candidates, plan, top) if top else []
     if plan is None:
@@ -112,7 +115,10 @@ class _Planner:
         self.config, self.data, self.ranks = config, data, ranks
         self._given = ingredients(config, data)
         self._model = self._given["model"]
-        self._loss = training_loss(data, self._given["objective"], config.workers, config.seed)
+        try:
+            self._loss = training_loss(data, self._given["objective"], config.workers, config.seed)
+        except ValueError as error:
+            raise ConfigError(f"data.partition: {error}") from error
 
     def method(self, name: str, period: int) -> Method:
         """A method of the config, with this period if it does not say its own."""
@@ -165,21 +171,25 @@ class _Planner:
         """Simulate all candidates here."""
         if out is not None and out.is_dir() and any(out.iterdir()) and not (out / "plan.json").exists():
             raise ConfigError(f"--out {out}: is there, is not empty and is no plan's folder: give another")
-        lr = _plain_sgd(self.config)
+        lr, clock = _plain_sgd(self.config), _table_of(conditions.clock)
         constants = self._constants() if bounds and lr is not None else None
         with console.status("") as status:
 
-            def train(candidate: Candidate, clock: Clock | None) -> Result:
-                folder = RunFolder(out / "runs" / candidate.name.replace(" ", "")) if out else None
+            def train(candidate: Candidate, steps: int) -> Result:
+                folder = None if out is None else out / "runs" / candidate.name.replace(" ", "")
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)  # of a plan before, or of fewer steps
                 every = max(1, self.config.steps // POINTS)
-                config = self._config_of(candidate, clock=_table_of(clock), evaluate_every=every)
-                return run(config, data=self.data, folder=folder, simulated=True, evaluate=self._loss)
+                config = self._config_of(candidate, steps, clock=clock, evaluate_every=every)
+                place = None if folder is None else RunFolder(folder)
+                return run(config, data=self.data, folder=place, simulated=True, evaluate=self._loss)
 
             try:
                 return make_plan(
                     candidates,
                     conditions,
                     train,
+                    steps=self.config.steps,
                     target=target,
                     constants=constants,
                     lr=lr,
@@ -194,28 +204,31 @@ class _Planner:
         """Run the best for real, every process together; the first one, which has the plan, compares."""
         assert self.ranks is not None
         device = next(self._model.parameters()).device
-        chosen = torch.full((top,), -1, dtype=torch.int64, device=device)
+        # Which candidates, and for how many steps: the first process, which has the plan, says it.
+        chosen = torch.full((top, 2), -1, dtype=torch.int64, device=device)
         forecasts: list[Forecast] = []
         if plan is not None:
             forecasts = [each for each in plan.forecasts if each.course is not None][:top]
             names = [candidate.name for candidate in candidates]
-            chosen[: len(forecasts)] = torch.tensor([names.index(each.candidate.name) for each in forecasts])
+            for row, each in zip(chosen, forecasts, strict=False):
+                assert each.course is not None
+                row[0], row[1] = names.index(each.candidate.name), each.course.ends
         dist.broadcast(chosen, dist.get_global_rank(self.ranks.group, 0), group=self.ranks.group)
         found = []
-        for number, index in enumerate(int(index) for index in chosen if index >= 0):
-            config = self._config_of(candidates[index], clock=None, evaluate_every=None)
+        for number, (index, steps) in enumerate(row for row in chosen.tolist() if row[0] >= 0):
+            config = self._config_of(candidates[index], steps, clock=None, evaluate_every=None)
             result = run(config, data=self.data, evaluate=self._loss)
             if plan is not None:
                 found.append(verified(forecasts[number], course_of(result.history), plan.target))
         return found
 
-    def _config_of(self, candidate: Candidate, **more: Any) -> Config:
+    def _config_of(self, candidate: Candidate, steps: int, **more: Any) -> Config:
         """The config of a run by a candidate."""
         methods = dict(self.config.methods)
         if candidate.name != candidate.kind:
             methods[candidate.name] = {"name": candidate.kind} | methods.get(candidate.kind, {})
             methods[candidate.name].setdefault("period", candidate.period)
-        own = {"method": candidate.name, "methods": methods, "overlap": candidate.overlap}
+        own = {"method": candidate.name, "methods": methods, "overlap": candidate.overlap, "steps": steps}
         return self.config.model_copy(update=own | {"period": candidate.period} | more)
 
     def _constants(self) -> Constants | None:
@@ -309,21 +322,21 @@ def _range(values: Sequence[float], unit: str, factor: float) -> str:
 
 
 def _table(plan: Plan) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     headings = (
-        "method, period + overlap",
-        "MB a worker\nand round",
-        "message,\nseconds",
-        "a period,\nseconds",
-        "waiting",
+        "method,\nperiod + overlap",
+        "MB a\nround",
+        "s a\nmessage",
+        "s a\nperiod",
+        "\nwaits",
         f"steps to\nloss {plan.target:.3g}",
-        f"seconds to\nloss {plan.target:.3g}",
+        "\nseconds",
         "loss at\nthe end",
     )
     for heading in headings:
         table.add_column(heading, justify="left" if heading is headings[0] else "right", no_wrap=True)
     if plan.bounds:
-        table.add_column("bound on\nmean |∇F|²", justify="right", no_wrap=True)
+        table.add_column("bound on\n|∇F|²", justify="right", no_wrap=True)
     for each in plan.forecasts:
         course = each.course
         step, when = (None, None) if course is None else (course.reaches(plan.target), each.to_target(plan.target))
@@ -337,19 +350,26 @@ def _table(plan: Plan) -> Table:
                 else (
                     f"{each.period:.3g}",
                     f"{each.waiting:.0%}",
-                    "never" if step is None else f"{step:,}",
-                    "never" if when is None else f"{when:.4g}",
+                    f"> {course.ends:,}" if step is None else f"{step:,}",
+                    f"> {each.seconds:.4g}" if when is None else f"{when:.4g}",
                     f"{each.loss:.3g}",
                 )
             ),
         ]
         if plan.bounds:
             bound = plan.bounds.get(each.candidate.name)
-            cells.append(
-                "" if bound is None else f"lr ≤ {bound.largest_lr:.2g}" if bound.value is None else f"{bound.value:.3g}"
-            )
+            cells.append("" if bound is None else "-" if bound.value is None else f"{bound.value:.3g}")
         table.add_row(*cells, style="bold" if each.candidate == plan.recommended else None)
     return table
+
+
+def _on_bounds(plan: Plan) -> str:
+    """What the column of bounds means."""
+    rates = {bound.largest_lr for bound in plan.bounds.values() if bound.value is None}
+    said = "The bound is Cooperative SGD's, on the mean of |∇F|² over the steps in the time of the first row."
+    if rates:
+        said += f" It is proved for learning rates up to {min(rates):.2g} to {max(rates):.2g} where there is a dash."
+    return said + "\n"
 
 
 def _compared(checked: Sequence[Verified], target: float) -> Table:

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from tether.clock import Clock
 from tether.data import Dataset
 from tether.engines import Evaluate
 from tether.gradients import Objective
@@ -19,10 +18,10 @@ from tether.history import Record
 from tether.planner.candidates import Candidate, Conditions
 from tether.result import Result
 
-Train: TypeAlias = "Callable[[Candidate, Clock | None], Result]"
-"""Trains by a candidate, all of a plan's for as many local steps: simulated on a clock, or without one on real workers.
+Train: TypeAlias = Callable[[Candidate, int], Result]
+"""Trains by a candidate for so many local steps, simulated on the clock of the plan.
 
-A simulation's evaluations have a "loss" of the mean model: `simulate(evaluate=training_loss(...), evaluate_every=...)`.
+Evaluations have a "loss" of the mean model: `tether.simulate(evaluate=training_loss(...), evaluate_every=...)`.
 """
 
 SAMPLES = 1000
@@ -94,6 +93,11 @@ class Course:
         """Seconds until the round after so many local steps, where workers have a model in common; else to the end."""
         there = np.flatnonzero(self.rounds & (self.steps >= step))
         return float(self.seconds[there[0] if len(there) else -1])
+
+    @property
+    def ends(self) -> int:
+        """Local steps at the end."""
+        return int(self.steps[-1])
 
     @property
     def period(self) -> float:

@@ -17,6 +17,9 @@ from tether.result import NonFiniteLossError
 LEVEL = 0.03
 """Candidates whose times differ by less than this share are level; the one that sends less is recommended."""
 
+LONGER = 4
+"""Candidates may take so many times as many local steps as asked for, while they are ahead in time."""
+
 REFERENCE = 0.75
 """Without a target, it is the loss that the reference has come to after this share of its steps."""
 
@@ -91,6 +94,7 @@ def make_plan(
     conditions: Conditions,
     train: Train,
     *,
+    steps: int,
     target: float | None = None,
     constants: Constants | None = None,
     lr: float | None = None,
@@ -98,10 +102,14 @@ def make_plan(
 ) -> Plan:
     """Forecast every candidate and recommend one.
 
+    Candidates are compared at equal loss, not at equal local steps. Who has not come to the target after `steps`, but
+    would have time for more of them until the soonest of the others is there, takes up to `LONGER` times as many.
+
     Args:
         candidates: what to choose among.
         conditions: workers, parameters and the cluster.
-        train: trains by a candidate on a clock.
+        train: trains by a candidate on the clock of the conditions.
+        steps: local steps of each.
         target: training loss of the mean model to compare by. Default: what the first candidate has come to after three
             quarters of its steps.
         constants: of model and data, for bounds.
@@ -111,20 +119,29 @@ def make_plan(
     Raises:
         ValueError: if no candidate comes to the target.
     """
-    forecasts = []
-    for candidate in candidates:
+
+    def forecast_of(candidate: Candidate, count: int) -> Forecast:
         tell(candidate.name)
         try:
-            result = train(candidate, conditions.clock)
+            result = train(candidate, count)
         except NonFiniteLossError:
             result = None
-        forecasts.append(forecast(candidate, result, conditions))
+        return forecast(candidate, result, conditions)
+
+    forecasts = [forecast_of(candidate, steps) for candidate in candidates]
+    reference = next((each.course for each in forecasts if each.course is not None), None)
+    if reference is None:
+        raise ValueError("every candidate diverged: take a smaller learning rate")
     if target is None:
-        reference = next((each.course for each in forecasts if each.course is not None), None)
-        if reference is None:
-            raise ValueError("every candidate diverged: take a smaller learning rate")
         seen = reference.losses[np.isfinite(reference.losses)]
         target = float(seen[int(REFERENCE * (len(seen) - 1))])
+    soonest = min((when for each in forecasts if (when := each.to_target(target)) is not None), default=math.inf)
+    behind = [(number, each) for number, each in enumerate(forecasts) if each.course and not each.to_target(target)]
+    for number, each in sorted(behind, key=lambda pair: pair[1].seconds):
+        count = int(steps * min(LONGER, soonest / each.seconds))
+        if count > steps:
+            forecasts[number] = forecast_of(each.candidate, count)
+            soonest = min(soonest, forecasts[number].to_target(target) or math.inf)
     times = {each.candidate.name: each.to_target(target) for each in forecasts}
     known = [seconds for seconds in times.values() if seconds is not None]
     if not known:
