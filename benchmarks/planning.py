@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 MODELS = {
-    "cnn": 'batch_size = 64\nmodel = "second-order-cnn"',
+    "cnn": 'batch_size = 256\nmodel = "second-order-cnn"',
     "mlp": 'batch_size = 2048\nmodel = { name = "mlp", hidden = [200] }',
     "wide": 'batch_size = 256\nmodel = { name = "mlp", hidden = [1024, 256] }',
 }
@@ -144,7 +144,7 @@ def main(
     models: Annotated[str, typer.Option(help="Which models.")] = ",".join(MODELS),
     methods: Annotated[str, typer.Option(help="Which methods.")] = "sync,local,easgd,ring,leader",
     periods: Annotated[str, typer.Option(help="Local steps between rounds.")] = "16",
-    steps: Annotated[int, typer.Option(min=1, help="Local steps of each host.")] = 96,
+    steps: Annotated[int, typer.Option(min=1, help="Local steps of each host.")] = 80,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.1,
     timeout: Annotated[float, typer.Option(help="Seconds that one case may take.")] = 900,
     results: Annotated[Path | None, typer.Option("--json", help="Where to write all plans.")] = None,

@@ -676,3 +676,45 @@ def test_plain_mistakes(changes, message):
     arguments = {"method": tether.LocalSGD(4), "data": DIGITS, "workers": 4, "seed": 0, "batch_size": 8} | changes
     with pytest.raises(ValueError, match=message):
         unchecked(tether.simulate)(softmax((1, 8, 8), 10), objective=cross_entropy, optimizer=sgd, steps=1, **arguments)
+
+
+def test_nothing_is_asked_of_others_while_a_round_is_on_its_way():
+    """Small messages would wait behind the big one, and nothing would overlap. One look just before it lands is all."""
+
+    class Flying:
+        def __init__(self, pending, workers):
+            self.pending, self.workers = pending, workers
+
+        def wait(self):
+            self.workers.flying = False
+            return self.pending.wait()
+
+        def done(self):
+            return self.pending.done()
+
+    class Busy(tether.Stacked):
+        flying, asked = False, 0
+
+        def mean(self, x, **options):
+            self.flying = True
+            return Flying(super().mean(x, **options), self)
+
+        def gather(self, values):
+            self.asked += self.flying
+            return super().gather(values)
+
+    workers = Busy(4)
+    result = tether.simulate(
+        Point(5),
+        tether.LocalSGD(6),
+        Quadratics.random(4, 5).data,
+        workers=workers,
+        objective=quadratic,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        steps=60,
+        batch_size=None,
+        overlap=3,
+        on_progress=lambda count, loss: None,
+    )
+    assert result.rounds == 10
+    assert workers.asked <= result.rounds

@@ -97,7 +97,8 @@ def simulate(
         on_nonfinite: when a worker's loss or model stops being finite, "stop" the run with its last good state or
             "exclude" the worker from then on.
         on_record: called with each new record of the history.
-        on_progress: called every now and then with the number of local steps so far and the mean of the last losses.
+        on_progress: called every now and then with the number of local steps so far and the mean of the last losses, of
+            the workers in this process.
         allreduce: how a mean travels, for the count of messages and for a clock: "ring" or "star".
         clock: how long steps and messages take on a cluster that need not exist. The history then says what the time
             would be there for each worker, and how long it has waited. With rounds that all meet in after as many

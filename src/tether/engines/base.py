@@ -120,7 +120,7 @@ class Engine(ABC):
             before = self.count
             self._turn(steps)
             over = self._over(steps)
-            self.on_progress(min(self.count, steps), float(self._gather(self._recent()).nanmean()))
+            self.on_progress(min(self.count, steps), float(self._recent().nanmean()))
             if self.evaluate and self.evaluate_every and self._passed(self.evaluate_every, before) and not over:
                 self._record_evaluation()
             # The end is saved as it is before rounds are closed, so that more steps can follow.
@@ -242,12 +242,24 @@ class Engine(ABC):
         """Local steps that this row has taken."""
         return self.count
 
-    def _distances(self, everywhere: bool = False) -> tuple[float, np.ndarray]:
-        """Consensus distance, where it costs no message or is asked for `everywhere`, and drift."""
+    def _look(self, everywhere: bool = False) -> dict[str, Any]:
+        """What a record says of the workers as they are; before a round's message, which it would have to wait for.
+
+        Args:
+            everywhere: whether consensus distance is measured even where that costs a message.
+        """
+        losses = self._gather(self._losses_since_record()).numpy()
+        return self._distances(everywhere) | {"losses": losses}
+
+    def _distances(self, everywhere: bool) -> dict[str, Any]:
+        """Consensus distance and drift."""
         x = self.replicas.x
         measured = everywhere or len(x) == self.workers.size
         drift = self.workers.gather(distances(x, self.since_round))
-        return consensus_distance(x, self.workers) if measured else np.nan, drift.cpu().numpy()
+        return {
+            "consensus": consensus_distance(x, self.workers) if measured else np.nan,
+            "drift": drift.cpu().numpy(),
+        }
 
     def _center(self) -> nn.Module:
         """The model of the run, which is evaluated and kept."""
@@ -262,23 +274,20 @@ class Engine(ABC):
             "best": dict(self.evaluate(best(self.replicas, self.workers, losses))),
             "best_worker": best_worker(losses, self.workers),
         }
-        distances = self._distances(everywhere=True)
+        measures |= self._look(everywhere=True)
         self.began += time.perf_counter() - paused
-        self._record(*distances, **measures)
+        self._record(**measures)
 
-    def _record(self, consensus: float, drift: np.ndarray, **more: Any) -> None:
+    def _record(self, **measures: Any) -> None:
         record = Record(
             index=self.records,
             step=self.count,
             round=self.rounds_so_far,
-            losses=self._gather(self._losses_since_record()).numpy(),
-            consensus=consensus,
-            drift=drift,
             messages=self.metered.messages,
             bytes=self.metered.bytes,
             seconds=self.seconds,
             virtual=self._times(),
-            **more,
+            **measures,
         )
         self.records += 1
         self.history.append(record)

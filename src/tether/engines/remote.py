@@ -64,13 +64,13 @@ class Remote(Together):
         if self.progress is not self.rounds.pace:
             self.progress.advance(taken)
         for part in starting:
-            drift = self._distances()
+            looked = self._look()
             self.rounds.send(part, self.local.lr)
             if self.read is None:
                 # Every process is in this round, which ends the run for all of them or for none.
                 total = self.workers.gather(torch.full_like(self.replicas.x[:, 0], self.count, dtype=torch.float64))
                 self._over_at_round = bool(total.sum() >= steps * self.workers.size)
-            self._record(*drift)
+            self._record(**looked)
         if starting:
             self.since_round.copy_(self.replicas.x)
         self.local.finish()
@@ -110,11 +110,11 @@ class Remote(Together):
         everyone[self.workers.rows] = values
         return everyone
 
-    def _distances(self, everywhere: bool = False) -> tuple[float, np.ndarray]:
+    def _distances(self, everywhere: bool) -> dict[str, Any]:
         if self._all_here:
             return super()._distances(everywhere)
         drift = self._gather(distances(self.replicas.x, self.since_round))
-        return np.nan, drift.numpy()
+        return {"consensus": np.nan, "drift": drift.numpy()}
 
     def _center(self) -> nn.Module:
         if self.read is None:
@@ -128,7 +128,7 @@ class Remote(Together):
             self._all_here = here
         elif self.workers.rows.start == 0:
             assert self.evaluate is not None
-            self._record(*self._distances(), center=dict(self.evaluate(self._center())))
+            self._record(**self._look(), center=dict(self.evaluate(self._center())))
 
     def _result(self) -> Result:
         result = super()._result()

@@ -63,9 +63,9 @@ class Together(Engine):
             self.virtual.compute(self.rounds.count, steps)
         starting = self.rounds.advance(losses.to(self.replicas.x))
         for part in starting:
-            distances = self._distances()
+            looked = self._look()
             message = self.rounds.send(part, self.local.lr)
-            self._record(*distances, leader=leader(message))
+            self._record(**looked, leader=leader(message))
         if starting:
             self.since_round.copy_(self.replicas.x)
         self._remember(self.since_round if starting else None)

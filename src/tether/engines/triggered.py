@@ -52,9 +52,9 @@ class Triggered(Apart):
         if turn.due:
             self.pace.now = due
             for part in self.rounds.starting:
-                distances = self._distances()
+                looked = self._look()
                 message = self.rounds.send(part, float(self.local.lr.max()))
-                self._record(*distances, leader=leader(message))
+                self._record(**looked, leader=leader(message))
             self.turns.sent(due)
             for worker in turn.ended:
                 self.workers.exclude(worker)

@@ -108,7 +108,7 @@ class Visiting(Apart):
 
     def _record_visits(self) -> None:
         trips, self._trips = tuple(self._trips), []
-        self._record(*self._distances(), trips=trips)
+        self._record(**self._look(), trips=trips)
         self._remember()
 
     def _land(self) -> None:

@@ -342,16 +342,16 @@ def _table(plan: Plan) -> Table:
         step, when = (None, None) if course is None else (course.reaches(plan.target), each.to_target(plan.target))
         cells = [
             each.candidate.name,
-            f"{each.megabytes:.3g}",
-            f"{each.message:.3g}",
+            f"{each.megabytes:.2g}",
+            f"{each.message:.2g}",
             *(
                 ("diverged", "", "", "", "")
                 if course is None
                 else (
-                    f"{each.period:.3g}",
+                    f"{each.period:.2g}",
                     f"{each.waiting:.0%}",
                     f"> {course.ends:,}" if step is None else f"{step:,}",
-                    f"> {each.seconds:.4g}" if when is None else f"{when:.4g}",
+                    f"> {each.seconds:.3g}" if when is None else f"{when:.3g}",
                     f"{each.loss:.3g}",
                 )
             ),

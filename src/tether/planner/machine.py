@@ -24,14 +24,11 @@ from tether.workers import Arrived, Message, Ranks, Workers
 PAUSE = 5
 """Local steps between two looks at the time."""
 
-LOOKS = 20
-"""So many are averaged over."""
-
 WARM_UP = 4
 """Looks that are not counted: caches are cold, allocators ask for memory."""
 
-ENOUGH, FEW = 5.0, 3
-"""Seconds that measuring rounds may take, if these are no fewer than so many."""
+ENOUGH, FEW, MANY = 4.0, 3, 400
+"""Seconds over which looks are averaged, as long as these are no fewer and no more than so many."""
 
 SHORT = 21
 """Short messages between two hosts, of which the median counts."""
@@ -66,7 +63,8 @@ TrainBy: TypeAlias = Callable[[Method, int], Result]
 
 def step_seconds(train: TrainBy) -> float:
     """Seconds that a local step takes, on average, when nobody communicates."""
-    return _between_rounds(train, Alone(PAUSE), LOOKS) / PAUSE
+    roughly = _between_rounds(train, Alone(PAUSE), FEW)
+    return _between_rounds(train, Alone(PAUSE), _looks(roughly)) / PAUSE
 
 
 def _between_rounds(train: TrainBy, method: Method, looks: int) -> float:
@@ -74,6 +72,11 @@ def _between_rounds(train: TrainBy, method: Method, looks: int) -> float:
     result = train(method, schedule_of(method.period).start * (looks + WARM_UP))
     moments = [record.seconds for record in result.history if record.round][WARM_UP - 1 :]
     return (moments[-1] - moments[0]) / (len(moments) - 1)
+
+
+def _looks(seconds: float) -> int:
+    """How many it takes to average over enough time, if one takes so long."""
+    return int(min(MANY, max(FEW, ENOUGH / seconds)))
 
 
 def conditions_between(ranks: Ranks, alone: TrainBy, together: TrainBy, parameters: Tensor) -> Conditions:
@@ -94,9 +97,8 @@ def conditions_between(ranks: Ranks, alone: TrainBy, together: TrainBy, paramete
     step = float(np.median(everyone))
     clock = Clock(step=step, speeds=tuple((step / everyone).tolist()), **links_between(ranks, parameters.device))
     free = Conditions(ranks.size, len(parameters), clock, parameters.dtype)
-    expected = free.step + free.message(SyncSGD())
-    looks = min(LOOKS, max(FEW, int(ENOUGH / expected)))
-    seconds = ranks.gather(torch.full_like(mine, _between_rounds(together, SyncSGD(), looks)))
+    expected = free.step + free.message(SyncSGD())  # the same for all processes, as is the number of looks
+    seconds = ranks.gather(torch.full_like(mine, _between_rounds(together, SyncSGD(), _looks(expected))))
     return replace(free, clock=replace(clock, round=max(0.0, float(seconds[0]) - expected)))
 
 
