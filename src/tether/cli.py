@@ -1,4 +1,4 @@
-"""The command: `tether train | compare | report | reproduce | partition | methods`."""
+"""The command: `tether train | compare | report | reproduce | gallery | partition | methods`."""
 
 from __future__ import annotations
 
@@ -260,6 +260,7 @@ def reproduce(
         str | None,
         typer.Argument(metavar="[EXPERIMENT]", help="Such as leader/sinc; without one, lists all."),
     ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that need no --data, in folders in --out.")] = False,
     paper: Annotated[bool, typer.Option("--paper", help="In the paper's own setting, which may take days.")] = False,
     data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the paper's data are.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
@@ -269,14 +270,32 @@ def reproduce(
 ) -> None:
     """Carry out an experiment of a paper: its figure, its table, which of its claims hold."""
     from tether.config import ConfigError
-    from tether.papers.command import carry_out, list_experiments
+    from tether.papers.command import carry_out, carry_out_all, list_experiments
 
-    if name is not None:
+    if everything and (name or data):
+        raise ConfigError(f"--all is every experiment that needs no data: leave {name or '--data'} away, or --all")
+    if everything:
+        carry_out_all(paper, seed, out, console)
+    elif name is not None:
         carry_out(name, paper, data, seed, out, console)
     elif paper or data or out or seed:
         raise ConfigError("reproduce what? Give an experiment; `tether reproduce` alone lists them")
     else:
         list_experiments(console)
+
+
+@app.command()
+def gallery(
+    outcomes: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FOLDER]", help="Where experiments were carried out; without one, as it was before."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="PAGE", help="The page, Markdown.")] = Path("docs/results.md"),
+) -> None:
+    """Write the page of results, and its figures to a folder beside it."""
+    from tether.papers.command import make_gallery
+
+    make_gallery(outcomes, out, console)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import traceback
 from pathlib import Path
 
 from rich import box
@@ -9,8 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tether.papers import EXPERIMENTS, Outcome, Setting, find
-from tether.papers.reproduce import default_folder, reproduce
+from tether.config import ConfigError
+from tether.papers import EXPERIMENTS, Experiment, Outcome, Setting, find
+from tether.papers.gallery import write_gallery
+from tether.papers.reproduce import OUTCOME, current_commit, default_folder, reproduce, slug
 
 
 def list_experiments(console: Console) -> None:
@@ -29,6 +33,52 @@ def carry_out(name: str, paper: bool, data: Path | None, seed: int, out: Path | 
     """Carry out an experiment and print its claims."""
     experiment = find(name)
     folder = out or default_folder(experiment, paper, seed)
+    _carry_out(experiment, folder, paper, data, seed, console)
+
+
+def carry_out_all(paper: bool, seed: int, out: Path | None, console: Console) -> None:
+    """Carry out all experiments that need no data, each in a folder of its name, unless it stands there already.
+
+    One that fails does not keep the others from being carried out; which have failed is said at the end.
+    """
+    failed = []
+    for experiment in EXPERIMENTS.values():
+        folder = (out or Path("runs")) / slug(experiment.name, paper, seed)
+        try:
+            experiment.check(Setting(folder, paper, seed=seed))
+        except ConfigError as error:
+            console.print(f"left out: {error}", highlight=False, markup=False, soft_wrap=True)
+            continue
+        if _stands(folder):
+            console.print(f"{experiment.name} stands in {folder}, of this commit", highlight=False, soft_wrap=True)
+            continue
+        try:
+            _carry_out(experiment, folder, paper, None, seed, console)
+        except Exception:  # hours of others' results are worth more than to stop at once
+            failed.append(experiment.name)
+            console.print(traceback.format_exc(), highlight=False, markup=False, soft_wrap=True)
+    if failed:
+        raise SystemExit(f"tether: {len(failed)} failed: {', '.join(failed)}; what they said stands above")
+
+
+def _stands(folder: Path) -> bool:
+    """Whether an outcome is there that this code, unchanged, has come to."""
+    try:
+        commit = json.loads((folder / OUTCOME).read_text())["commit"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return commit is not None and "changed" not in commit and commit == current_commit()
+
+
+def make_gallery(outcomes: Path | None, page: Path, console: Console) -> None:
+    """Write the page about what experiments have found."""
+    names = write_gallery(outcomes, page)
+    console.print(f"{page}: experiments: {len(names)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _carry_out(
+    experiment: Experiment, folder: Path, paper: bool, data: Path | None, seed: int, console: Console
+) -> None:
     columns = (TextColumn("{task.description:>24}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(experiment.name, total=1.0)

@@ -61,8 +61,12 @@ OUTCOME = "outcome.json"
 
 def default_folder(experiment: Experiment, paper: bool, seed: int) -> Path:
     """Where an experiment is carried out unless another place is given."""
-    differs = [*(["paper"] if paper else []), *([f"seed-{seed}"] if seed else [])]
-    return Path("runs") / "-".join([experiment.name, *differs])
+    return Path("runs") / slug(experiment.name, paper, seed)
+
+
+def slug(name: str, paper: bool, seed: int) -> str:
+    """What tells an experiment carried out in one way from others, as a path."""
+    return "-".join([name, *(["paper"] if paper else []), *([f"seed-{seed}"] if seed else [])])
 
 
 def _check_is_ours(folder: Path, experiment: Experiment) -> None:
@@ -93,7 +97,7 @@ def _described(experiment: Experiment, setting: Setting, outcome: Outcome, secon
         "setting": "paper" if setting.paper else "default",
         "seed": setting.seed,
         "seconds": seconds,
-        "commit": _commit(),
+        "commit": current_commit(),
         "machine": here(),
         "claims": claims,
         "notes": list(outcome.notes),
@@ -109,7 +113,7 @@ def _command(experiment: Experiment, setting: Setting) -> str:
     return shlex.join([*words, "--seed", str(setting.seed), "--out", str(setting.folder)])
 
 
-def _commit() -> str | None:
+def current_commit() -> str | None:
     """The commit of this code, and whether it has been changed since; None where it is in no repository."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
