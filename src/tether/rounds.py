@@ -81,7 +81,8 @@ class Rounds:
         window: keep at least so many of each worker's last losses.
         companions: what else is averaged when a round lands, by name, as it is at the moment of the call.
         pace: how far the workers are, in the unit of periods. Default: the local steps of these rows.
-        on_send, on_land: called before the round of a part is sent, and after it has landed, with the part.
+        on_send: called with a part before its round is sent.
+        on_land: called with a part after its round has landed.
 
     Raises:
         ValueError: if the overlap is negative or longer than the period, or the method does not suit these workers.

@@ -96,12 +96,13 @@ def round_costs(
     Raises:
         ValueError: if the method refuses so many workers, or what it sends is not linear in the number of parameters.
 
-    >>> import tether
-    >>> (cost,) = round_costs(tether.LocalSGD(period=10), workers=8, parameters=1_000_000)
-    >>> cost.messages, cost.bytes
-    (112, 56000000)
-    >>> round(cost.seconds(tether.Clock(step=0, latency=0.03, bandwidth=100e6)), 3)
-    0.98
+    Examples:
+        >>> import tether
+        >>> (cost,) = round_costs(tether.LocalSGD(period=10), workers=8, parameters=1_000_000)
+        >>> cost.messages, cost.bytes
+        (112, 56000000)
+        >>> round(cost.seconds(tether.Clock(step=0, latency=0.03, bandwidth=100e6)), 3)
+        0.98
     """
     whole("parameters", parameters, 1)
     costs = []

@@ -96,9 +96,10 @@ def cooperative_bound(
         ValueError: if the learning rate is above `largest_learning_rate`; the message has that, and the largest period
             at which it would not be. Or if another argument is impossible.
 
-    >>> bound = cooperative_bound(period=10, zeta=0, workers=8, steps=10_000, smoothness=1, noise=1, gap=1, lr=0.04)
-    >>> round(bound.sync, 6), round(bound.network, 6), bound.dissimilarity
-    (0.01, 0.0144, 0.0)
+    Examples:
+        >>> bound = cooperative_bound(period=10, zeta=0, workers=8, steps=10_000, smoothness=1, noise=1, gap=1, lr=0.04)
+        >>> round(bound.sync, 6), round(bound.network, 6), bound.dissimilarity
+        (0.01, 0.0144, 0.0)
     """
     _check(period, zeta, workers, auxiliary)
     positive(smoothness=smoothness)
@@ -154,8 +155,9 @@ def largest_learning_rate(
     Raises:
         ValueError: if an argument is impossible.
 
-    >>> largest_learning_rate(period=10, zeta=0, workers=8, smoothness=1)
-    0.1
+    Examples:
+        >>> largest_learning_rate(period=10, zeta=0, workers=8, smoothness=1)
+        0.1
     """
     _check(period, zeta, workers, auxiliary)
     positive(smoothness=smoothness)
@@ -176,8 +178,9 @@ def horizon_learning_rate(*, steps: int, workers: int, smoothness: float, auxili
         smoothness: Lipschitz constant of every worker's gradient (L), loss / parameter^2.
         auxiliary: number of auxiliary variables v.
 
-    >>> horizon_learning_rate(steps=10_000, workers=4, smoothness=2)
-    0.01
+    Examples:
+        >>> horizon_learning_rate(steps=10_000, workers=4, smoothness=2)
+        0.01
     """
     _check(1, 0.0, workers, auxiliary)
     whole("steps", steps, 1)
@@ -198,8 +201,9 @@ def network_error(
         period: local steps between rounds (tau).
         zeta: second largest absolute eigenvalue of W.
 
-    >>> network_error(10, 0), network_error(1, 0)
-    (9.0, 0.0)
+    Examples:
+        >>> network_error(10, 0), network_error(1, 0)
+        (9.0, 0.0)
     """
     return (1 + zeta**2) / (1 - zeta**2) * period - 1
 
@@ -212,8 +216,9 @@ def zeta_threshold(period: int) -> float:
     Args:
         period: local steps between rounds of local SGD (tau).
 
-    >>> round(zeta_threshold(2), 5), round(zeta_threshold(10), 5)
-    (0.57735, 0.90453)
+    Examples:
+        >>> round(zeta_threshold(2), 5), round(zeta_threshold(10), 5)
+        (0.57735, 0.90453)
     """
     return math.sqrt(1 - 2 / (whole("period", period, 1) + 1))
 
@@ -233,8 +238,9 @@ def largest_period(steps: int, workers: int, iid: bool = True) -> int:
     Raises:
         ValueError: if even a round after every step does not leave that rate, with the number of steps that would.
 
-    >>> largest_period(10**6, 4), largest_period(10**6, 4, iid=False)
-    (125, 11)
+    Examples:
+        >>> largest_period(10**6, 4), largest_period(10**6, 4, iid=False)
+        (125, 11)
     """
     steps, workers = whole("steps", steps, 1), whole("workers", workers, 1)
     if steps < workers**3:

@@ -40,9 +40,10 @@ def angle_improvement(
     Raises:
         ValueError: if A is not symmetric and positive definite, or x is 0.
 
-    >>> A, x = np.diag([1.0, 10.0]), np.array([1.0, 0.5])
-    >>> angle_improvement(A, x, pull=0.01) > 0.5
-    True
+    Examples:
+        >>> A, x = np.diag([1.0, 10.0]), np.array([1.0, 0.5])
+        >>> angle_improvement(A, x, pull=0.01) > 0.5
+        True
     """
     matrix, worker = numbers(A), numbers(x)
     not_negative(pull=pull)
@@ -75,8 +76,9 @@ def largest_cosine_ratio(condition: float) -> float:
     Raises:
         ValueError: if the condition number is below that.
 
-    >>> round(largest_cosine_ratio(10_000), 6)
-    4.501237
+    Examples:
+        >>> round(largest_cosine_ratio(10_000), 6)
+        4.501237
     """
     if condition < LEAST_CONDITION:
         raise ValueError(f"condition={condition:g}: theorem 7 speaks of no direction below {LEAST_CONDITION:.4g}")

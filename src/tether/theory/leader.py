@@ -32,7 +32,8 @@ def check_leader_step(
     Raises:
         ValueError: if one does not hold; the message has the largest learning rate, or pull, that would do.
 
-    >>> check_leader_step(lr=0.1, pull=0.5, smoothness=4, convexity=1)
+    Examples:
+        >>> check_leader_step(lr=0.1, pull=0.5, smoothness=4, convexity=1)
     """
     positive(lr=lr, smoothness=smoothness, convexity=convexity)
     not_negative(pull=pull, relative_noise=relative_noise)
@@ -75,8 +76,9 @@ def leader_step_bound(
     Raises:
         ValueError: see `check_leader_step`.
 
-    >>> leader_step_bound(1.0, 0.5, lr=0.1, pull=0.5, smoothness=4, convexity=1)
-    0.875
+    Examples:
+        >>> leader_step_bound(1.0, 0.5, lr=0.1, pull=0.5, smoothness=4, convexity=1)
+        0.875
     """
     check_leader_step(lr=lr, pull=pull, smoothness=smoothness, convexity=convexity, relative_noise=relative_noise)
     not_negative(excess=excess, leader_excess=leader_excess, noise=noise)
@@ -118,8 +120,9 @@ def leader_limit(
     Raises:
         ValueError: see `check_leader_step`.
 
-    >>> round(leader_limit(lr=0.1, pull=0.5, smoothness=4, convexity=1, noise=1), 6)
-    0.2
+    Examples:
+        >>> round(leader_limit(lr=0.1, pull=0.5, smoothness=4, convexity=1, noise=1), 6)
+        0.2
     """
     check_leader_step(lr=lr, pull=pull, smoothness=smoothness, convexity=convexity, relative_noise=relative_noise)
     not_negative(noise=noise, loss_noise=loss_noise)
@@ -137,8 +140,9 @@ def stale_leader_factor(pull: float, convexity: float) -> float:
         pull: strength of the pull (lambda), loss / parameter^2.
         convexity: constant of strong convexity (m), loss / parameter^2.
 
-    >>> stale_leader_factor(pull=1, convexity=3)
-    0.25
+    Examples:
+        >>> stale_leader_factor(pull=1, convexity=3)
+        0.25
     """
     not_negative(pull=pull)
     positive(convexity=convexity)

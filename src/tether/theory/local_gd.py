@@ -89,9 +89,10 @@ def local_gd_bound(
     Raises:
         ValueError: if the learning rate is too large; the message has the largest, and the largest period at this one.
 
-    >>> bound = local_gd_bound(period=5, workers=4, steps=10_000, smoothness=1, distance=1, variance=1)
-    >>> round(bound.start, 6), bound.noise, round(bound.drift, 6)
-    (0.04, 0.0, 0.015)
+    Examples:
+        >>> bound = local_gd_bound(period=5, workers=4, steps=10_000, smoothness=1, distance=1, variance=1)
+        >>> round(bound.start, 6), bound.noise, round(bound.drift, 6)
+        (0.04, 0.0, 0.015)
     """
     period, workers, steps = whole("period", period, 1), whole("workers", workers, 1), whole("steps", steps, 1)
     positive(smoothness=smoothness)
@@ -131,8 +132,9 @@ def local_gd_learning_rate(*, steps: int, workers: int, smoothness: float, stoch
         smoothness: Lipschitz constant of every worker's gradient (L), loss / parameter^2.
         stochastic: whether workers take stochastic gradients.
 
-    >>> local_gd_learning_rate(steps=10_000, workers=4, smoothness=1)
-    0.005
+    Examples:
+        >>> local_gd_learning_rate(steps=10_000, workers=4, smoothness=1)
+        0.005
     """
     positive(smoothness=smoothness)
     return math.sqrt(whole("workers", workers, 1) / whole("steps", steps, 1)) / ((8 if stochastic else 4) * smoothness)
@@ -161,10 +163,11 @@ def local_gd_fixed_point(
         ValueError: if that does not converge: |mean_i (1 - gamma a_i)^H| >= 1; the message has the learning rate below
             which it would.
 
-    >>> round(local_gd_fixed_point([1, 4], [0, 1], lr=0.2, period=1), 6)
-    0.8
-    >>> round(local_gd_fixed_point([1, 4], [0, 1], lr=0.2, period=5), 6)
-    0.597895
+    Examples:
+        >>> round(local_gd_fixed_point([1, 4], [0, 1], lr=0.2, period=1), 6)
+        0.8
+        >>> round(local_gd_fixed_point([1, 4], [0, 1], lr=0.2, period=5), 6)
+        0.597895
     """
     curvature, optima = numbers(a), numbers(b)
     if curvature.shape != optima.shape or curvature.ndim != 1:
@@ -189,8 +192,9 @@ def consensus_distance(x: Float[Array, "m d"]) -> float:
     Args:
         x: `[m, d]`, a model a row.
 
-    >>> consensus_distance(np.array([[0.0, 0.0], [2.0, 0.0]]))
-    1.0
+    Examples:
+        >>> consensus_distance(np.array([[0.0, 0.0], [2.0, 0.0]]))
+        1.0
     """
     rows = torch.as_tensor(numbers(x))
     return distance_among(rows, Stacked(len(rows)))
@@ -204,8 +208,9 @@ def sigma_f_squared(gradients: Float[Array, "m d"]) -> float:
     Args:
         gradients: `[m, d]`, each worker's full gradient at the optimum of the mean of all.
 
-    >>> sigma_f_squared(np.array([[1.0, 2.0], [-1.0, -2.0]]))
-    5.0
+    Examples:
+        >>> sigma_f_squared(np.array([[1.0, 2.0], [-1.0, -2.0]]))
+        5.0
     """
     return float(np.square(numbers(gradients)).sum(-1).mean())
 
@@ -219,8 +224,9 @@ def sigma_dif_squared(gradients: Float[Array, "m n d"]) -> float:
     Args:
         gradients: `[m, n, d]`, each worker's gradient on each of its n samples, at the optimum of the mean of all.
 
-    >>> sigma_dif_squared(np.array([[[1.0], [3.0]], [[-1.0], [-3.0]]]))
-    5.0
+    Examples:
+        >>> sigma_dif_squared(np.array([[[1.0], [3.0]], [[-1.0], [-3.0]]]))
+        5.0
     """
     return float(np.square(numbers(gradients)).sum(-1).mean())
 
@@ -238,8 +244,9 @@ def bregman_divergence(
         x: where f is looked at.
         y: where its tangent touches.
 
-    >>> bregman_divergence(lambda x: x @ x, torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0]))
-    tensor(5.)
+    Examples:
+        >>> bregman_divergence(lambda x: x @ x, torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0]))
+        tensor(5.)
     """
     touched = y.detach().clone().requires_grad_()
     at_y = f(touched)

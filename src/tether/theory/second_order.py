@@ -45,8 +45,9 @@ def newton_update(
     Raises:
         ValueError: if the learning rate is above 1/L, the message has that; or H is not symmetric.
 
-    >>> newton_update(np.diag([1.0, 0.0]), np.array([1.0, 1.0]), lr=0.5, steps=2)
-    array([0.75, 1.  ])
+    Examples:
+        >>> newton_update(np.diag([1.0, 0.0]), np.array([1.0, 1.0]), lr=0.5, steps=2)
+        array([0.75, 1.  ])
     """
     hessian, gradient = numbers(H), numbers(g)
     steps = whole("steps", steps, 0)
@@ -78,8 +79,9 @@ def update_gain(eigenvalues: Float[Array, " d"], lr: float, steps: int) -> Float
         lr: learning rate (eta).
         steps: local steps (K).
 
-    >>> update_gain(np.array([0.0, 1.0]), lr=0.5, steps=2)
-    array([1.  , 0.75])
+    Examples:
+        >>> update_gain(np.array([0.0, 1.0]), lr=0.5, steps=2)
+        array([1.  , 0.75])
     """
     return like(_geometric(numbers(eigenvalues), lr, steps), eigenvalues)
 
@@ -91,8 +93,9 @@ def eigen_energy(vectors: Float[Array, "d k"], y: Float[Array, " d"]) -> Float[A
         vectors: `[d, k]`, an eigenvector a column, as `eigh` returns them.
         y: `[d]`, a gradient or an update.
 
-    >>> eigen_energy(np.eye(2), np.array([3.0, 4.0]))
-    array([ 9., 16.])
+    Examples:
+        >>> eigen_energy(np.eye(2), np.array([3.0, 4.0]))
+        array([ 9., 16.])
     """
     return like((numbers(y) @ numbers(vectors)) ** 2, y)
 
@@ -113,8 +116,9 @@ def descent_energy(
         lr: learning rate (eta).
         steps: local steps (K).
 
-    >>> descent_energy(np.array([0.0, 1.0]), np.array([1.0, 1.0]), lr=0.5, steps=1)
-    array([-0.5  , -0.375])
+    Examples:
+        >>> descent_energy(np.array([0.0, 1.0]), np.array([1.0, 1.0]), lr=0.5, steps=1)
+        array([-0.5  , -0.375])
     """
     return like(-_geometric(numbers(eigenvalues), lr, 2 * steps) * numbers(energy) / 2, eigenvalues)
 

@@ -31,8 +31,9 @@ def hill(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     Args:
         x: any tensor; a value for each number in it.
 
-    >>> hill(torch.tensor([-1.0, 0.0, 1.0]))
-    tensor([1.0000, 1.7500, 1.0000])
+    Examples:
+        >>> hill(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([1.0000, 1.7500, 1.0000])
     """
     inside = 7 / 4 - x**2 + x**4 / 4 + x * (1 - x**2) ** 3
     return torch.where(x.abs() > 1, torch.exp(1 - x.abs()), inside)
@@ -50,8 +51,9 @@ def elastic_stationary_point(pull: float) -> float:
     Raises:
         ValueError: if the pull is above 1, where no such point lies on the tails.
 
-    >>> [round(elastic_stationary_point(pull), 6) for pull in (1, 0.5, 0.1)]
-    [1.0, 1.374823, 2.419163]
+    Examples:
+        >>> [round(elastic_stationary_point(pull), 6) for pull in (1, 0.5, 0.1)]
+        [1.0, 1.374823, 2.419163]
     """
     positive(pull=pull)
     if pull > 1:

@@ -23,8 +23,9 @@ def elastic_zeta(alpha: float, workers: int, zeta: float | None = None) -> float
         workers: number of workers m.
         zeta: that of the workers' own mixing matrix W. Default: 1, workers that hear from the anchor only (EASGD).
 
-    >>> round(elastic_zeta(0.2, workers=8), 12), round(elastic_zeta(0.23, workers=8), 12)
-    (0.8, 1.07)
+    Examples:
+        >>> round(elastic_zeta(0.2, workers=8), 12), round(elastic_zeta(0.23, workers=8), 12)
+        (0.8, 1.07)
     """
     _check(workers, zeta)
     return max(abs(1 - alpha) * (1 if zeta is None else zeta), abs(1 - (workers + 1) * alpha))
@@ -44,11 +45,12 @@ def best_elasticity(workers: int, zeta: float | None = None) -> float:
     Raises:
         ValueError: if there is no worker, or zeta is outside [0, 1].
 
-    >>> best_elasticity(workers=8)
-    0.2
-    >>> ring = (1 + 2 * math.cos(math.pi / 4)) / 3  # eight workers, who give each neighbour a third: 0.804738
-    >>> round(elastic_zeta(best_elasticity(8, ring), 8, ring), 6)
-    0.656611
+    Examples:
+        >>> best_elasticity(workers=8)
+        0.2
+        >>> ring = (1 + 2 * math.cos(math.pi / 4)) / 3  # eight workers, who give each neighbour a third: 0.804738
+        >>> round(elastic_zeta(best_elasticity(8, ring), 8, ring), 6)
+        0.656611
     """
     _check(workers, zeta)
     own = 1 if zeta is None else zeta
@@ -67,8 +69,9 @@ def check_elasticity(alpha: float, limit: float, best: float) -> None:
 def elastic_limit(workers: int) -> float:
     """The elasticity below which workers and anchor come together: 2/(m+1), with or without neighbours (lemma 1).
 
-    >>> round(elastic_limit(workers=8), 6)
-    0.222222
+    Examples:
+        >>> round(elastic_limit(workers=8), 6)
+        0.222222
     """
     return 2 / (workers + 1)
 

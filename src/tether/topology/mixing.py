@@ -34,8 +34,9 @@ def zeta(weights: Tensor | np.ndarray) -> float:
     Args:
         weights: W, `[m, m]`, with unit row and column sums; dense or sparse.
 
-    >>> round(zeta(np.array([[0.75, 0.25], [0.25, 0.75]])), 6)
-    0.5
+    Examples:
+        >>> round(zeta(np.array([[0.75, 0.25], [0.25, 0.75]])), 6)
+        0.5
     """
     W = _dense(weights)
     if len(W) == 1:
@@ -54,10 +55,11 @@ def check_mixing_matrix(weights: Tensor | np.ndarray, tolerance: float = 1e-9) -
     Raises:
         ValueError: naming the condition that fails, with the value that does.
 
-    >>> check_mixing_matrix(np.eye(2))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    ValueError: the mixing matrix has an eigenvalue of 1 besides the one of consensus; ...
+    Examples:
+        >>> check_mixing_matrix(np.eye(2))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ValueError: the mixing matrix has an eigenvalue of 1 besides the one of consensus; ...
     """
     W = _dense(weights)
     if W.ndim != 2 or W.shape[0] != W.shape[1]:
