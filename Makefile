@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 COMPARE := $(BIN)/tether compare examples/demo.toml --methods sync,local,easgd,ring,leader
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs results clean
 
 demo: .venv/tether
 	@rm -rf runs/demo
@@ -20,6 +20,16 @@ lint: .venv/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/development
+	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures.py
+	$(BIN)/mkdocs build --quiet
+	@echo site/index.html
+
+# Every experiment of the papers that needs no data of its own, and the page about them: takes hours.
+results: .venv/development
+	$(BIN)/tether reproduce --all --out runs/results
+	$(BIN)/tether gallery runs/results
 
 .venv/tether: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing tether into .venv; PyTorch is large, this takes a minute or two."

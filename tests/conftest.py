@@ -1,5 +1,8 @@
 """Shapes and types in annotations are checked at every call while the tests run."""
 
+import os
+import shutil
+
 from jaxtyping import install_import_hook
 
 install_import_hook("tether", "typechecker.check")
@@ -19,3 +22,17 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("runs")
     reports.make(place)
     return place
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; tests that ask for it belong to one group."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("pages are looked at in Chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser
+        browser.close()

@@ -1,8 +1,6 @@
 """The page about real runs, as a browser shows it."""
 
-import os
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -13,19 +11,6 @@ from tether.report import style, write
 from tether.run_folder import RunFolder
 
 pytestmark = pytest.mark.xdist_group("report")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("the page is looked at in Chromium: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What `tether.theory` computes: the papers' numbers, equations, conditions, and what runs do exactly as it says."""
 
-import doctest
 import inspect
 import math
 import re
@@ -20,12 +19,10 @@ COOPERATIVE = {"period": 10, "zeta": 0.5, "workers": 8, "steps": 10_000, "smooth
 
 
 @pytest.mark.parametrize("name", theory.__all__)
-def test_examples(name):
+def test_there_are_examples(name):
+    """They are run by `test_docs`."""
     described = inspect.unwrap(getattr(theory, name))
-    names = {"np": np, "torch": torch, "math": math} | {each: getattr(theory, each) for each in theory.__all__}
-    test = doctest.DocTestParser().get_doctest(inspect.getdoc(described), names, name, None, None)
-    assert test.examples or inspect.isclass(described)
-    assert not doctest.DocTestRunner(verbose=False).run(test).failed
+    assert ">>> " in inspect.getdoc(described) or inspect.isclass(described)
 
 
 # Mixing
