@@ -1,4 +1,4 @@
-"""The command: `tether train | compare | report | reproduce | gallery | partition | methods`."""
+"""The command: `tether train | compare | plan | report | reproduce | gallery | partition | methods`."""
 
 from __future__ import annotations
 
