@@ -23,7 +23,7 @@ lint: .venv/development
 
 docs: .venv/development
 	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures.py
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo site/index.html
 
 # Every experiment of the papers that needs no data of its own, and the page about them: takes hours.
