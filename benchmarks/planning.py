@@ -5,7 +5,8 @@
 In each case the hosts of `cluster_network.py` run the command itself, started as torchrun would start it: they measure
 their steps and links, the first of them simulates every candidate, and then all of them train by each for real. What
 is printed: seconds from round to round and to a training loss, predicted and measured, and whether what was
-recommended is what was soonest.
+recommended is what was soonest. A step computes, and sleeps for a time (`planning_host.py`): the few cores of one
+machine stand in for those of many.
 
 Needs what `cluster.py` needs.
 """
@@ -27,18 +28,18 @@ from rich.console import Console
 from rich.table import Table
 
 MODELS = {
-    "cnn": 'batch_size = 256\nmodel = "second-order-cnn"',
-    "mlp": 'batch_size = 2048\nmodel = { name = "mlp", hidden = [200] }',
-    "wide": 'batch_size = 256\nmodel = { name = "mlp", hidden = [1024, 256] }',
+    "cnn": 'model = "second-order-cnn"',
+    "mlp": 'model = { name = "mlp", hidden = [200] }',
+    "wide": 'model = { name = "mlp", hidden = [1024, 256] }',
 }
-"""On Fashion-MNIST: d = 14,700, 159,010 and 1,068,810.
+"""On Fashion-MNIST: d = 14,700, 159,010 and 1,068,810."""
 
-Steps of tens of milliseconds: four processes share two cores here, and what the system does in between is milliseconds.
-"""
+HOST = Path(__file__).with_name("planning_host.py")
 
 CONFIG = """
 workers = {hosts}
 steps = {steps}
+batch_size = {batch}
 data = {{ name = "fashion-mnist", partition = "iid" }}
 {model}
 optimizer = {{ name = "SGD", lr = {lr} }}
@@ -68,12 +69,12 @@ class Case:
         return times[self.plan["recommended"]] / min(times.values()) - 1
 
 
-def planned(mbit: float, model: str, config: str, methods: str, periods: str, timeout: float) -> Case:
+def planned(mbit: float, model: str, config: str, methods: str, periods: str, rest: float, timeout: float) -> Case:
     """Plan and verify on hosts of their own."""
     with tempfile.TemporaryDirectory() as place, Cluster(hosts_of(config), mbit) as cluster:
         folder = Path(place)
         (folder / "config.toml").write_text(config)
-        words = ["-m", "tether", "plan", folder / "config.toml", "--methods", methods, "--periods", periods]
+        words = [HOST, rest, "plan", folder / "config.toml", "--methods", methods, "--periods", periods]
         words += ["--verify", "--top", 99, "--no-bounds", "--out", folder / "plan"]
         lines = {f"host{host}": cluster.on(host, sys.executable, *words) for host in cluster.hosts}
         environments = {f"host{host}": environment(cluster, host) for host in cluster.hosts}
@@ -145,7 +146,9 @@ def main(
     methods: Annotated[str, typer.Option(help="Which methods.")] = "sync,local,easgd,ring,leader",
     periods: Annotated[str, typer.Option(help="Local steps between rounds.")] = "16",
     steps: Annotated[int, typer.Option(min=1, help="Local steps of each host.")] = 80,
+    batch: Annotated[int, typer.Option(min=1, help="Samples a step and host.")] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.1,
+    rest: Annotated[float, typer.Option(min=0, help="Seconds that a host sleeps in a step.")] = 0.04,
     timeout: Annotated[float, typer.Option(help="Seconds that one case may take.")] = 900,
     results: Annotated[Path | None, typer.Option("--json", help="Where to write all plans.")] = None,
 ) -> None:
@@ -155,9 +158,9 @@ def main(
     cases = []
     for speed in mbit.split(","):
         for model in models.split(","):
-            config = CONFIG.format(hosts=hosts, steps=steps, lr=lr, model=MODELS[model])
+            config = CONFIG.format(hosts=hosts, steps=steps, batch=batch, lr=lr, model=MODELS[model])
             with console.status(f"{speed} Mbit/s, {model}"):
-                cases.append(planned(float(speed), model, config, methods, periods, timeout))
+                cases.append(planned(float(speed), model, config, methods, periods, rest, timeout))
             console.print(table(cases[-1]))
     console.print(summary(cases))
     right = sum(case.excess <= LEVEL for case in cases)
