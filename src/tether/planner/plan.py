@@ -73,12 +73,7 @@ class Plan:
         ]
         if rivals:
             seconds, rival = min(rivals, key=lambda pair: pair[0])
-            ratio = seconds / mine
-            said += (
-                f", {ratio:.2g} times sooner than {rival.candidate.name}, the next best method"
-                if ratio > 1 + LEVEL
-                else f", level with {rival.candidate.name}"
-            )
+            said += _ahead(seconds / mine, rival.candidate.name)
         steps = candidate.period * self.conditions.step
         said += f": a round's {best.megabytes:.3g} MB a worker take {_seconds(best.message)} on these links"
         if candidate.overlap:
@@ -224,6 +219,13 @@ def as_json(plan: Plan) -> dict[str, object]:
             for each in plan.forecasts
         ],
     }
+
+
+def _ahead(ratio: float, rival: str) -> str:
+    if ratio <= 1 + LEVEL:
+        return f", level with {rival}"
+    how = f"{ratio:.2g} times" if ratio >= 1.5 else f"{ratio - 1:.0%}"
+    return f", {how} sooner than {rival}, the next best method"
 
 
 def _seconds(value: float) -> str:
