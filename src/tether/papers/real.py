@@ -9,6 +9,7 @@ by waiting, as it would on an accelerator of each worker's own: so the machine's
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from tether.config import Config
+from tether.config import Config, ConfigError
 from tether.methods import LocalSGD
 from tether.papers.experiments import Setting
 from tether.run import check, load_data, load_model
@@ -91,7 +92,7 @@ def carry_out_real(configs: Mapping[str, Config], link: Link, setting: Setting) 
         setting: where what they took is kept, and who is told.
 
     Raises:
-        ConfigError: if a config is not possible.
+        ConfigError: if a config is not possible, or another run is in its place.
         RuntimeError: if a process fails; with its last words.
     """
     for config in configs.values():
@@ -99,26 +100,35 @@ def carry_out_real(configs: Mapping[str, Config], link: Link, setting: Setting) 
     folder = setting.folder / "runs" / "real"
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f"{name}.json" for name in configs}
-    missing = {name: config.model_dump(mode="json") for name, config in configs.items() if not files[name].exists()}
+    asked = {
+        name: {"config": config.model_dump(mode="json"), "link": dataclasses.asdict(link)}
+        for name, config in configs.items()
+    }
+    missing = [name for name, file in files.items() if not file.exists()]
     if missing:
         job = folder / "job"
-        job.write_text(json.dumps({"configs": missing, "files": {name: str(files[name]) for name in missing}}))
-        _launch(job, next(iter(configs.values())).workers, link, folder / "log", list(missing), setting)
+        job.write_text(json.dumps({str(files[name]): asked[name] for name in missing}))
+        _launch(job, next(iter(configs.values())).workers, link, [files[name] for name in missing], setting)
     found = {name: json.loads(file.read_text()) for name, file in files.items()}
+    for name, run in found.items():
+        if {key: run[key] for key in asked[name]} != asked[name]:
+            raise ConfigError(
+                f"{files[name]} holds another run, or one over another link: give another folder by --out"
+            )
     return {name: RealRun(np.array(run["seconds"]), np.array(run["losses"])) for name, run in found.items()}
 
 
-def _launch(job: Path, workers: int, link: Link, log: Path, names: list[str], setting: Setting) -> None:
+def _launch(job: Path, workers: int, link: Link, files: list[Path], setting: Setting) -> None:
     """Run `real_worker` in a process a worker, by torchrun."""
     torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={workers}"]
     line = link.on(sys.executable, "-m", *torchrun, "--module", "tether.papers.real_worker", str(job))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    log = job.with_name("log")
     with log.open("wb") as output:
         process = subprocess.Popen(line, stdout=output, stderr=output, env=environment, start_new_session=True)
     try:
         while process.poll() is None:
-            done = [name for name in names if (job.parent / f"{name}.json").exists()]
-            setting.progress("real processes", len(done) / len(names))
+            setting.progress("real processes", sum(file.exists() for file in files) / len(files))
             time.sleep(0.2)
     finally:
         if process.poll() is None:

@@ -55,10 +55,10 @@ def main(path: str) -> None:
     """What each process does with a job: its runs one after the other; the first process writes what they took."""
     job = json.loads(Path(path).read_text())
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
-    for name, settings in job["configs"].items():
-        found = train(validate(Config, settings, name), dist.get_rank())
+    for file, asked in job.items():
+        found = train(validate(Config, asked["config"], file), dist.get_rank())
         if dist.get_rank() == 0:
-            write_json(Path(job["files"][name]), found)
+            write_json(Path(file), asked | found)
         dist.barrier()
     dist.destroy_process_group()
 

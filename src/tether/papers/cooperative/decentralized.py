@@ -17,6 +17,7 @@ from tether.papers.cooperative.wall_clock import WallClock, wall_clock
 from tether.papers.experiments import Claim, Outcome, Setting, Table, experiment
 from tether.papers.runs import CIFAR, STAND_IN, carry_out, times_faster
 from tether.report import style
+from tether.report.papers import logarithmic
 from tether.report.runs import Run
 from tether.run import load_method
 from tether.theory import network_error, round_costs
@@ -202,12 +203,14 @@ def _draw(what: Task, runs: Runs, shown: Sequence[tuple[int, float]], real: Wall
     epochs, times, *clock = figure.subplots(1, 3 if real else 2)
     for number, at in enumerate(shown):
         look = {"color": style.LIGHT[number], "label": called(*at)}
-        epochs.semilogy(*what.loss(runs[at]), **look)
-        times.semilogy(*what.loss(runs[at], "virtual"), **look)
+        epochs.plot(*what.loss(runs[at]), **look)
+        times.plot(*what.loss(runs[at], "virtual"), **look)
     epochs.set(xlabel="epochs", ylabel="training loss")
     times.set(xlabel="virtual wall-clock time, seconds")
     if real:
         real.draw(clock[0])
-        clock[0].set(xlabel="wall-clock time, seconds", ylabel=None, yscale="log", title="real workers")
+        clock[0].set(ylabel=None, title="real workers")
+    for axes in (epochs, times, *clock):
+        logarithmic(axes)
     figure.legend(*epochs.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure

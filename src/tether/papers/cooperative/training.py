@@ -143,9 +143,10 @@ class Task:
         if setting.paper:
             return []
         data = "CIFAR-10" if setting.data else "Fashion-MNIST instead of CIFAR-10: the claims are about the shape only"
-        model = ", ".join(f"{key} {value}" for key, value in self.model.items())
+        name, *rest = (f"{value}" if key == "name" else f"{key} {value}" for key, value in self.model.items())
+        model = f"{name} ({', '.join(rest)})"
         return [
-            f"On {data}. {model} instead of VGG-16; batches of {self.batch_size} a worker instead of 128; "
+            f"On {data}. An {model} instead of VGG-16; batches of {self.batch_size} a worker instead of 128; "
             f"{self.epochs} epochs of {self.epoch} steps instead of 200 of 48, the learning rate divided by ten after "
             "the same shares of them."
         ]
@@ -159,7 +160,7 @@ def task(setting: Setting) -> Task:
         data, model = cifar(setting, crop=32, padding=4, flip=True), {"name": "vgg16"}
         return Task(data, model, parameters(model, (3, 32, 32)), samples=50_000, epochs=200, batch_size=128)
     shape, samples = ((3, 32, 32), 50_000) if setting.data else ((1, 28, 28), 60_000)
-    data = cifar(setting, crop=shape[-1], padding=0, flip=False, held_out=2000)
+    data = cifar(setting, crop=shape[-1], padding=0, flip=False)
     model = {"name": "mlp", "hidden": [64]}
     return Task(data, model, parameters(model, shape), samples=samples, epochs=12, batch_size=32)
 

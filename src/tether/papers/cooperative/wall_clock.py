@@ -17,7 +17,7 @@ from tether.report import style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STEPS = 200
+STEPS = 150
 """Local steps of every real worker: enough for its pace, and to see how the loss begins to fall."""
 
 WINDOW = 10
@@ -125,7 +125,11 @@ def wall_clock(
     what = small(setting)
     configs: dict[str, Config] = {}
     for name, method in methods.items():
-        changes = {"steps": STEPS, "scheduler": None, "clock": None, "overlap": (overlaps or {}).get(name, 0)}
-        configs[name] = what.config(method, rate, setting.seed).model_copy(update=changes)
+        overlap = (overlaps or {}).get(name, 0)
+        changes = {"steps": STEPS, "scheduler": None, "clock": None, "overlap": overlap}
+        file = f"{method['name']}-period-{method['period']}-overlap-{overlap}"
+        configs[file] = what.config(method, rate, setting.seed).model_copy(update=changes)
+    assert len(configs) == len(methods), "two runs of one name"
     link = Link.of(next(iter(configs.values())), steps_a_mean)
-    return WallClock(carry_out_real(configs, link, setting), link, steps_a_mean, what.start())
+    runs = dict(zip(methods, carry_out_real(configs, link, setting).values(), strict=True))
+    return WallClock(runs, link, steps_a_mean, what.start())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 import tether
@@ -141,7 +141,7 @@ class Descent:
 
     problem: Problem
     period: int
-    steps: Float[np.ndarray, " n"]
+    steps: Int[np.ndarray, " n"]
     gap: Float[np.ndarray, " n"]
     average: Float[np.ndarray, " n"]
     bound: Float[np.ndarray, " n"]
@@ -346,6 +346,7 @@ def _proportional(found: Sequence[Descent], says: str, how: str) -> Claim:
 def _draw(by_period: Sequence[Descent], by_scale: Sequence[Descent], by_share: Sequence[Descent]) -> Figure:
     """The gap against rounds; the average over time against steps, under its bound; the floor against σ_f²."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure((7.0, 3.0), layout="constrained")
     rounds, averages, floors = figure.subplots(1, 3)
@@ -360,6 +361,7 @@ def _draw(by_period: Sequence[Descent], by_scale: Sequence[Descent], by_share: S
     rounds.set(xlabel="rounds", ylabel="f − f* at the mean of the workers")
     averages.set(xlabel="local steps T", ylabel="f(x̂_T) − f*; dashed: the bound")
     floors.set(xlabel="σ_f²", ylabel=f"floor of f − f*, H = {by_period[-1].period}")
+    floors.xaxis.set_minor_formatter(NullFormatter())
     floors.legend()
     figure.legend(*rounds.get_legend_handles_labels(), loc="outside upper center", ncols=len(by_period))
     return figure
