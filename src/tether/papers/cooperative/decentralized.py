@@ -51,13 +51,13 @@ def ring(zeta: float) -> list[list[float]]:
         ValueError: if no ring mixes so fast.
     """
     slow = math.cos(2 * math.pi / WORKERS)
-    own = (zeta - slow) / (1 - slow)
+    own = round((zeta - slow) / (1 - slow), 8)  # configs are kept with nine digits; rows must still sum to one
     if own < 0 or 1 - 2 * own > zeta:
         raise ValueError(f"zeta={zeta:g}: a ring of {WORKERS} workers does not mix so fast")
     W = np.eye(WORKERS) * own
     for worker in range(WORKERS):
         for neighbour in (worker - 1, (worker + 1) % WORKERS):
-            W[worker, neighbour] = (1 - own) / 2
+            W[worker, neighbour] = round((1 - own) / 2, 9)
     return W.tolist()
 
 

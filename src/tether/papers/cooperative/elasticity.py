@@ -17,6 +17,7 @@ from tether.papers.experiments import Claim, Outcome, Setting, experiment
 from tether.papers.runs import CIFAR, STAND_IN, Curve
 from tether.papers.watched import Watched
 from tether.report import style
+from tether.report.papers import logarithmic
 from tether.result import NonFiniteLossError
 from tether.run import ingredients, load_data
 from tether.theory import best_elasticity, elastic_limit, elastic_zeta
@@ -169,11 +170,15 @@ def _draw(found: list[Elastic]) -> Figure:
     losses, distances = figure.subplots(1, 2)
     for number, each in enumerate(found):
         look = {"color": style.LIGHT[number], "label": f"α = {each.alpha:g}"}
-        losses.semilogy(*each.loss, **look)
+        losses.plot(*each.loss, **look)
         distances.semilogy(*each.apart, **look)
     converging = [each for each in found if each.diverged is None] or found
-    for axes, name, label in ((losses, "loss", "training loss"), (distances, "apart", "mean of ‖x_i − z‖²")):
+    for axes, name, label, room in (
+        (losses, "loss", "training loss", 1.3),
+        (distances, "apart", "mean of ‖x_i − z‖²", 100),  # to see where it goes if it grows
+    ):
         values = np.concatenate([getattr(each, name)[1] for each in converging])
-        axes.set(xlabel="epochs", ylabel=label, xlim=(0, None), ylim=(values.min() / 1.3, 1.3 * values.max()))
+        axes.set(xlabel="epochs", ylabel=label, xlim=(0, None), ylim=(values.min() / 1.3, room * values.max()))
+    logarithmic(losses)
     figure.legend(*losses.get_legend_handles_labels(), loc="outside upper center", ncols=len(found))
     return figure

@@ -126,7 +126,7 @@ def wall_clock(
     configs: dict[str, Config] = {}
     for name, method in methods.items():
         overlap = (overlaps or {}).get(name, 0)
-        changes = {"steps": STEPS, "scheduler": None, "clock": None, "overlap": overlap}
+        changes = {"steps": STEPS, "scheduler": None, "clock": None, "device": "cpu", "overlap": overlap}
         file = f"{method['name']}-period-{method['period']}-overlap-{overlap}"
         configs[file] = what.config(method, rate, setting.seed).model_copy(update=changes)
     assert len(configs) == len(methods), "two runs of one name"
