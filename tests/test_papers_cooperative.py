@@ -179,9 +179,9 @@ def test_period(real, tmp_path):
 
 
 def test_decentralized(real, tmp_path):
-    runs = carry_out(decentralized.configs(TINY, 0), Setting(tmp_path))
+    runs = carry_out(decentralized.configs(TINY, 0.4, 0), Setting(tmp_path))
     grid = dict(zip(decentralized.GRID, runs.values(), strict=True))
-    outcome = decentralized.study(TINY, grid, real)
+    outcome = decentralized.study(TINY, 0.4, grid, real)
     assert len(outcome.claims) == 7
     links = outcome.tables["links"]
     faster = [row["times_faster_than_sync"] for row in links]
@@ -212,7 +212,7 @@ def test_rings():
 
 def test_the_papers_settings(tmp_path):
     what = training.task(Setting(tmp_path, paper=True, data=tmp_path))
-    configs = [*period.configs(what, 0).values(), *decentralized.configs(what, 0).values()]
+    configs = [*period.configs(what, 0).values(), *decentralized.configs(what, 0.4, 0).values()]
     configs.append(what.config({"name": "easgd", "period": 1}, 0.4, 0).model_copy(update={"overlap": 1}))
     assert {config.optimizer["lr"] for config in configs} == {0.04, 0.4}
     for config in configs:

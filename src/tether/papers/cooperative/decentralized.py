@@ -32,6 +32,9 @@ GRID = tuple(itertools.product(PERIODS, ZETAS))
 SYNC, SPARSE, LOCAL = (1, 0.0), (1, 0.75), (10, 0.75)
 """The (τ, ζ) of figure 6: fully synchronous, decentralized, and that with local steps."""
 
+RATES = (RATE, 0.04)
+"""The paper's, and the smaller one of its figure 5: at the first the small model's workers may go further apart."""
+
 HALF_AS_MUCH = 2.0
 """The paper's four times, and once: half way between them on a logarithmic scale."""
 
@@ -77,31 +80,48 @@ def called(period: int, zeta: float) -> str:
 def decentralized(setting: Setting) -> Outcome:
     """Decentralized periodic averaging over a grid of τ and ζ: training loss, and the time to it."""
     what = task(setting)
-    real = wall_clock({called(*at): method(*at) for at in (SYNC, SPARSE, LOCAL)}, RATE, setting.part(0, 0.3))
-    runs = carry_out(configs(what, setting.seed), setting.part(0.3, 1))
-    outcome = study(what, dict(zip(GRID, runs.values(), strict=True)), real)
-    return replace(outcome, notes=[*outcome.notes, *what.differs(setting)])
+    methods = {called(*at): method(*at) for at in (SYNC, SPARSE, LOCAL)}
+    outcomes = []
+    for number, rate in enumerate(RATES):
+        share = setting.part(number / len(RATES), (number + 1) / len(RATES))
+        place = replace(share.part(0, 0.4), folder=setting.folder / "runs" / f"lr-{rate:g}")
+        real = wall_clock(methods, rate, place)
+        runs = carry_out(configs(what, rate, setting.seed), share.part(0.4, 1))
+        outcomes.append(study(what, rate, dict(zip(GRID, runs.values(), strict=True)), real))
+    first = outcomes[0]
+    return Outcome(
+        [claim for each in outcomes for claim in each.claims],
+        {name: figure for each in outcomes for name, figure in each.figures.items()},
+        {name: [row for each in outcomes for row in each.tables[name]] for name in first.tables},
+        [*dict.fromkeys(note for each in outcomes for note in each.notes), *what.differs(setting)],
+    )
 
 
-def configs(what: Task, seed: int) -> dict[str, Config]:
-    """The runs, in the order of the grid."""
-    return {f"period-{period}-zeta-{zeta:g}": what.config(method(period, zeta), RATE, seed) for period, zeta in GRID}
+def configs(what: Task, rate: float, seed: int) -> dict[str, Config]:
+    """The runs with a learning rate, in the order of the grid."""
+    return {
+        f"period-{period}-zeta-{zeta:g}-lr-{rate:g}": what.config(method(period, zeta), rate, seed)
+        for period, zeta in GRID
+    }
 
 
-def study(what: Task, runs: Runs, real: WallClock) -> Outcome:
-    """What the runs say."""
-    four, significant = "requires about 4x less wall-clock time to the same training loss", "has a significant speedup"
+def study(what: Task, rate: float, runs: Runs, real: WallClock) -> Outcome:
+    """What the runs with a learning rate say."""
+    local, sync, sparse = called(*LOCAL), called(*SYNC), called(*SPARSE)
+    four = f"{local} requires about 4x less wall-clock time to the same training loss than fully synchronous SGD"
+    significant = f"{local} has a significant speedup over {sparse}"
     claims = [
         _higher(what, runs, "τ", [[(period, zeta) for period in PERIODS] for zeta in ZETAS]),
         _higher(what, runs, "ζ", [[(period, zeta) for zeta in ZETAS] for period in PERIODS]),
         _slower_by_epochs(what, runs),
-        _sooner(what, runs, SYNC, f"{called(*LOCAL)} {four} than fully synchronous SGD", "4"),
-        _sooner(what, runs, SPARSE, f"{called(*LOCAL)} {significant} over {called(*SPARSE)}"),
-        real.sooner(called(*LOCAL), called(*SYNC), f"{called(*LOCAL)} {four} than sync", HALF_AS_MUCH, "4"),
-        real.sooner(called(*LOCAL), called(*SPARSE), f"{called(*LOCAL)} {significant} over {called(*SPARSE)}", MUCH),
+        _sooner(what, runs, SYNC, four, HALF_AS_MUCH, "4"),
+        real.sooner(local, sync, four, HALF_AS_MUCH, "4"),
+        _sooner(what, runs, SPARSE, significant, MUCH),
+        real.sooner(local, sparse, significant, MUCH),
     ]
     table = [
         {
+            "lr": rate,
             "period": period,
             "zeta": zeta,
             "network_error": float(network_error(period, zeta)),
@@ -112,15 +132,20 @@ def study(what: Task, runs: Runs, real: WallClock) -> Outcome:
         }
         for (period, zeta), run in runs.items()
     ]
-    curves = [{"period": period, "zeta": zeta} | row for (period, zeta), run in runs.items() for row in what.rows(run)]
-    links = _other_links(what, runs)
-    notes = [_about_links(links), about_time(what), *real.notes]
+    curves = [
+        {"lr": rate, "period": period, "zeta": zeta} | row
+        for (period, zeta), run in runs.items()
+        for row in what.rows(run)
+    ]
+    links = _other_links(what, rate, runs)
     figures = {
-        "figure-3b": _draw(what, runs, GRID, real=None),
-        "figure-6": _draw(what, runs, [SYNC, SPARSE, LOCAL], real),
+        f"figure-3b-lr-{rate:g}": _draw(what, runs, GRID, real=None),
+        f"figure-6-lr-{rate:g}": _draw(what, runs, [SYNC, SPARSE, LOCAL], real),
     }
-    tables = {"grid": table, "curves": curves, "links": links, "wall-clock": real.table}
-    return Outcome(claims, figures, tables, notes)
+    clock = [dict(row) | {"lr": rate} for row in real.table]
+    tables = {"grid": table, "curves": curves, "links": links, "wall-clock": clock}
+    claims = [replace(claim, says=f"learning rate {rate:g}: {claim.says}") for claim in claims]
+    return Outcome(claims, figures, tables, [_about_links(rate, links), about_time(what), *real.notes])
 
 
 def _higher(what: Task, runs: Runs, which: str, lines: list[list[tuple[int, float]]]) -> Claim:
@@ -132,7 +157,7 @@ def _higher(what: Task, runs: Runs, which: str, lines: list[list[tuple[int, floa
     }
     least = min(ratios, key=lambda name: ratios[name])
     return Claim(
-        f"for the same learning rate a larger {which} leads to a higher error floor",
+        f"a larger {which} leads to a higher error floor",
         ratios[least] > 1,
         ratios[least],
         remark="mean training loss of the last half before the learning rate drops, over that of the one before; the "
@@ -150,9 +175,10 @@ def _slower_by_epochs(what: Task, runs: Runs) -> Claim:
     )
 
 
-def _sooner(what: Task, runs: Runs, other: tuple[int, float], says: str, paper: str | None = None) -> Claim:
-    """Whether local steps come to the same losses in much less virtual time."""
-    beyond = HALF_AS_MUCH if paper else MUCH
+def _sooner(
+    what: Task, runs: Runs, other: tuple[int, float], says: str, beyond: float, paper: str | None = None
+) -> Claim:
+    """Whether local steps come to the same losses in so much less virtual time."""
     ratio = times_faster(what.loss(runs[LOCAL], "virtual"), what.loss(runs[other], "virtual"), what.start())
     return Claim(
         says,
@@ -164,34 +190,34 @@ def _sooner(what: Task, runs: Runs, other: tuple[int, float], says: str, paper: 
     )
 
 
-def _other_links(what: Task, runs: Runs) -> Table:
+def _other_links(what: Task, rate: float, runs: Runs) -> Table:
     """How much sooner local steps would come to the same losses on other links."""
     rows = []
     for slower in SLOWER:
         clock = Clock(**what.clock | {"bandwidth": what.clock["bandwidth"] / slower})
         curves = {}
         for at in (SYNC, SPARSE, LOCAL):
-            config = what.config(method(*at), RATE, 0)
+            config = what.config(method(*at), rate, 0)
             (cost,) = round_costs(load_method(config, config.method), WORKERS, what.parameters)
             epochs, losses = what.loss(runs[at])
             curves[at] = epochs * what.epoch * (STEP_SECONDS + cost.seconds(clock) / cost.period), losses
         over = {other: times_faster(curves[LOCAL], curves[other], what.start()) for other in (SYNC, SPARSE)}
         rows.append(
-            {"steps_a_mean": slower, "gbit": clock.bandwidth / 1e9, "times_faster_than_sync": over[SYNC]}
-            | {f"times_faster_than_{called(*SPARSE)}": over[SPARSE]}
+            {"lr": rate, "steps_a_mean": slower, "gbit": clock.bandwidth / 1e9}
+            | {"times_faster_than_sync": over[SYNC], f"times_faster_than_{called(*SPARSE)}": over[SPARSE]}
         )
     return rows
 
 
-def _about_links(links: Table) -> str:
+def _about_links(rate: float, links: Table) -> str:
     enough = [row["steps_a_mean"] for row in links if row["times_faster_than_sync"] >= 4]
     said = (
         f"it is 4 or more where a mean takes {enough[0]:g} local steps" if enough else "it comes to 4 on none of them"
     )
     shown = ", ".join(f"{row['times_faster_than_sync']:.3g} at {row['steps_a_mean']:g}" for row in links)
     return (
-        f"How many times less time {called(*LOCAL)} needs than sync depends on the link: by local steps that a mean "
-        f"takes, {shown}; {said}. Where it takes one step, 2/1.1 = 1.8 is all that can be had."
+        f"Learning rate {rate:g}: how many times less time {called(*LOCAL)} needs than sync depends on the link: by "
+        f"local steps that a mean takes, {shown}; {said}. Where it takes one step, 2/1.1 = 1.8 is all that can be had."
     )
 
 
