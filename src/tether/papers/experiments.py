@@ -12,7 +12,7 @@ Nothing that an outcome holds is typed in but what the paper prints.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -45,7 +45,7 @@ class Setting:
     Attributes:
         folder: where its runs may leave what they need to go on, and where the outcome will be.
         paper: the paper's own setting, rather than one that takes minutes.
-        data: the folder of the paper's data, if there is one.
+        data: the folder of the paper's data, if there is one; or the file.
         seed: of all that is drawn.
         progress: told what is being done, and which share of the experiment has been.
     """
@@ -55,6 +55,10 @@ class Setting:
     data: Path | None = None
     seed: int = 0
     progress: Callable[[str, float], None] = lambda what, share: None
+
+    def part(self, begin: float, end: float) -> Setting:
+        """The same for a part of the experiment, by the shares of it that come before and are done after it."""
+        return replace(self, progress=lambda what, share: self.progress(what, begin + (end - begin) * share))
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ class Experiment:
         perform: runs it.
         data: what `Setting.data` is the folder of; "" if the experiment needs no data.
         stand_in: what is taken where that folder is not given; "" if nothing can be, in any setting.
+        file: whether `Setting.data` is a file rather than a folder.
     """
 
     name: str
@@ -135,6 +140,7 @@ class Experiment:
     perform: Callable[[Setting], Outcome]
     data: str = ""
     stand_in: str = ""
+    file: bool = False
 
     @property
     def source(self) -> str:
@@ -143,13 +149,15 @@ class Experiment:
 
     def check(self, setting: Setting) -> None:
         """Raise `ConfigError` unless the setting has what the experiment needs, and nothing that it would ignore."""
+        kind = "file" if self.file else "folder"
         if setting.data is not None and not self.data:
             raise ConfigError(f"--data {setting.data}: {self.name} needs no data; leave it away")
         if setting.data is None and self.data and (setting.paper or not self.stand_in):
             asked = f"{self.name} --paper" if self.stand_in else self.name
-            raise ConfigError(f"{asked} needs {self.data}: give the folder by --data FOLDER")
-        if setting.data is not None and not setting.data.is_dir():
-            raise ConfigError(f"--data {setting.data}: there is no such folder; {self.name} needs that of {self.data}")
+            raise ConfigError(f"{asked} needs {self.data}: give the {kind} by --data {kind.upper()}")
+        if setting.data is not None and not (setting.data.is_file() if self.file else setting.data.is_dir()):
+            needed = self.data if self.file else f"that of {self.data}"
+            raise ConfigError(f"--data {setting.data}: there is no such {kind}; {self.name} needs {needed}")
 
 
 EXPERIMENTS: dict[str, Experiment] = {}
@@ -157,7 +165,7 @@ EXPERIMENTS: dict[str, Experiment] = {}
 
 
 def experiment(
-    name: str, *, shows: str, data: str = "", stand_in: str = ""
+    name: str, *, shows: str, data: str = "", stand_in: str = "", file: bool = False
 ) -> Callable[[Callable[[Setting], Outcome]], Callable[[Setting], Outcome]]:
     """Make a function an experiment: the first line of its docstring says what it is about.
 
@@ -166,11 +174,12 @@ def experiment(
         shows: which figures and tables of the paper it is.
         data: what `--data` is the folder of, if the experiment needs data.
         stand_in: what its default setting takes in place of that.
+        file: whether `--data` is a file rather than a folder.
     """
 
     def register(perform: Callable[[Setting], Outcome]) -> Callable[[Setting], Outcome]:
         about = (perform.__doc__ or "").split("\n")[0].rstrip(".")
-        EXPERIMENTS[name] = Experiment(name, shows, about, perform, data, stand_in)
+        EXPERIMENTS[name] = Experiment(name, shows, about, perform, data, stand_in, file)
         return perform
 
     return register

@@ -5,14 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
-from tether.config import Config
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from tether.config import Config, choose
 from tether.data import Dataset
+from tether.models import MODELS
 from tether.papers.experiments import Setting
 from tether.report.runs import Run, read
 from tether.result import NonFiniteLossError
 from tether.run import check, load_data, run
 from tether.run_folder import RunFolder
+
+CIFAR = "CIFAR-10, its binary version (cifar-10-binary.tar.gz, unpacked)"
+STAND_IN = "Fashion-MNIST, smaller"
+"""What experiments on images need, and what they take instead."""
+
+Curve = tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]
+"""When something was measured, and what."""
 
 
 def carry_out(configs: Mapping[str, Config], setting: Setting) -> dict[str, Run]:
@@ -51,3 +64,37 @@ def carry_out(configs: Mapping[str, Config], setting: Setting) -> dict[str, Run]
         found[name] = dataclasses.replace(read_run, name=name)
         done += work[name]
     return found
+
+
+def cifar(setting: Setting, **changes: Any) -> dict[str, Any]:
+    """CIFAR-10, or its stand-in, dealt out anew each epoch, as a config has it; `changes` go to the data set."""
+    which = {"name": "cifar10", "folder": str(setting.data)} if setting.data else {"name": "fashion-mnist"}
+    return which | {"partition": "reshuffled"} | changes
+
+
+def parameters(model: Mapping[str, Any], shape: tuple[int, ...]) -> int:
+    """How many a model of ten classes has."""
+    with torch.device("meta"):
+        made = choose(dict(model), MODELS, "model", shape=shape, classes=10)
+    return sum(parameter.numel() for parameter in made.parameters())
+
+
+def times_faster(fast: Curve, slow: Curve, start: float) -> float:
+    """How many times sooner one of two curves that fall comes to the same values as another.
+
+    The median over values in the lower half of what both have come to, since one alone depends on chance. If one never
+    came to the first that was measured of the other, it is the ratio at the least value of the worse one.
+
+    Args:
+        fast: when, and the value then.
+        slow: the same of the other.
+        start: the value at time 0.
+    """
+    lowest = [np.minimum.accumulate(values) for _, values in (fast, slow)]
+    top, bottom = min(low[0] for low in lowest), max(low[-1] for low in lowest)
+    targets = np.linspace(bottom, max(bottom, (top + bottom) / 2), 21)
+    times = [
+        np.interp(-targets, -np.append(start, low), np.append(0.0, when))
+        for (when, _), low in zip((fast, slow), lowest, strict=True)
+    ]
+    return float(np.median(times[1] / times[0]))

@@ -12,10 +12,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from tether.config import choose
-from tether.models import MODELS
 from tether.papers.experiments import Outcome, Setting, experiment
 from tether.papers.leader import switching
 from tether.papers.leader.claims import (
@@ -29,10 +25,7 @@ from tether.papers.leader.claims import (
     smaller_error,
 )
 from tether.papers.leader.comparison import Comparison, Entry, Found, Grid
-from tether.papers.runs import carry_out
-
-CIFAR = "CIFAR-10, its binary version (cifar-10-binary.tar.gz, unpacked)"
-STAND_IN = "Fashion-MNIST, smaller"
+from tether.papers.runs import CIFAR, STAND_IN, carry_out, cifar, parameters
 
 PULLS = (0.5, 0.2, 0.1, 0.05, 0.025)
 
@@ -106,7 +99,7 @@ class Network:
         return Comparison(
             data=_data(setting, crop=self.crop, padding=self.padding),
             model=model,
-            parameters=_parameters(model, (3, self.crop, self.crop)),
+            parameters=parameters(model, (3, self.crop, self.crop)),
             grids=self.grids,
             step_seconds=STEP_SECONDS[self.name],
             seconds=SECONDS,
@@ -120,13 +113,13 @@ class Network:
 
     def _smaller(self, paper: Comparison, setting: Setting) -> Comparison:
         model = {"name": self.name, **self.small}
-        parameters = _parameters(model, (3 if setting.data else 1, self.small_crop, self.small_crop))
+        size = parameters(model, (3 if setting.data else 1, self.small_crop, self.small_crop))
         batch_size, period = 16, 16
         return dataclasses.replace(
             paper,
             data=_data(setting, crop=self.small_crop, held_out=500),
             model=model,
-            parameters=parameters,
+            parameters=size,
             grids={name: _three(grid, batch_size / BATCH_SIZE) for name, grid in self.grids.items()},
             seconds=self.steps * paper.step_seconds,
             evaluations=16,
@@ -135,8 +128,13 @@ class Network:
             global_period=2 * period,
             drops=(),
             # A round takes the same share of the time between rounds as in the paper.
-            slower_links=paper.parameters / parameters * period / PERIOD,
+            slower_links=paper.parameters / size * period / PERIOD,
         )
+
+
+def _data(setting: Setting, crop: int, padding: int = 0, held_out: int | None = None) -> dict[str, Any]:
+    """Cropped and mirrored (section 9.1), dealt out anew each epoch (9.2)."""
+    return cifar(setting, crop=crop, padding=padding, flip=True, held_out=held_out)
 
 
 def _three(grid: Grid, scale: float) -> Grid:
@@ -144,19 +142,6 @@ def _three(grid: Grid, scale: float) -> Grid:
     rates, pulls = grid.rates, grid.pulls
     three = (rates[0], rates[len(rates) // 2], rates[-1])
     return Grid(tuple(rate * scale for rate in three), (pulls[len(pulls) // 2],))
-
-
-def _parameters(model: Mapping[str, Any], shape: tuple[int, ...]) -> int:
-    """How many a model has."""
-    with torch.device("meta"):
-        made = choose(dict(model), MODELS, "model", shape=shape, classes=10)
-    return sum(parameter.numel() for parameter in made.parameters())
-
-
-def _data(setting: Setting, crop: int, padding: int = 0, held_out: int | None = None) -> dict[str, Any]:
-    """CIFAR-10, or what stands in for it, cropped and mirrored (section 9.1), dealt out anew each epoch (9.2)."""
-    which = {"name": "cifar10", "folder": str(setting.data)} if setting.data else {"name": "fashion-mnist"}
-    return which | {"partition": "reshuffled", "crop": crop, "padding": padding, "flip": True, "held_out": held_out}
 
 
 CNN7 = Network("cnn7", CNN7_GRIDS, {"width": 16}, steps=360, drops=False)
