@@ -68,7 +68,7 @@ def test_lanczos_and_the_whole_hessian_say_the_same(trained):
     whole = cpdf.look(trained, 2, landscape, steps=None)
     lanczos = cpdf.look(trained, 2, landscape, steps=100)
     assert len(whole.update.eigenvalues) == 370
-    for name in ("update", "gradient", "predicted"):
+    for name in ("update", "gradient", "batch", "predicted"):
         for share in (1e-3, 0.01, 0.1, 0.5):
             at = share * float(whole.gradient.eigenvalues[-1])
             assert getattr(lanczos, name).share_up_to(at) == pytest.approx(
@@ -95,29 +95,29 @@ def test_what_eq_29_predicts_is_the_update_on_a_quadratic(trained):
 
 
 def test_claims_about_energy_can_fail():
-    at = np.array([0.0, 0.1, 1.0])
+    at = np.array([0.001, 0.1, 1.0])
     low, high = Energy(at, np.array([0.8, 0.1, 0.1])), Energy(at, np.array([0.1, 0.1, 0.8]))
-    as_printed = cpdf._claims(MLP, {10: cpdf.Look(update=low, gradient=high, predicted=low)})
-    assert [claim.holds for claim in as_printed] == [True, True, True]
-    assert [claim.ours for claim in as_printed] == pytest.approx([0.8, 0.1, 0.0])
-    turned = cpdf._claims(MLP, {10: cpdf.Look(update=high, gradient=low, predicted=low)})
-    assert [claim.holds for claim in turned] == [False, False, False]
+    as_printed = cpdf._claims(MLP, {10: cpdf.Look(update=low, gradient=high, batch=high, predicted=low)})
+    assert [claim.holds for claim in as_printed] == [True] * 5
+    assert [claim.ours for claim in as_printed[:3]] == pytest.approx([0.8, 0.1, 0.1])
+    turned = cpdf._claims(MLP, {10: cpdf.Look(update=high, gradient=low, batch=low, predicted=low)})
+    assert [claim.holds for claim in turned] == [False] * 5
     # One round that says otherwise is enough.
-    both = {10: cpdf.Look(low, high, low), 20: cpdf.Look(high, high, low)}
-    assert [claim.holds for claim in cpdf._claims(MLP, both)] == [False, True, False]
+    both = {10: cpdf.Look(low, high, high, low), 20: cpdf.Look(high, high, high, low)}
+    assert [claim.holds for claim in cpdf._claims(MLP, both)] == [False, True, True, False, False]
 
 
 def test_cpdf(setting):
     size = spectra.Size({QUICK: (1, 3)}, {QUICK: 5}, {QUICK: 40}, steps=30)
     outcome = cpdf.study(size, setting)
     (figure,) = outcome.figures.values()
-    assert [len(axes.lines) for axes in figure.axes] == [4, 4]  # three CPDFs and what is small
+    assert [len(axes.lines) for axes in figure.axes] == [5, 5]  # four CPDFs and what is small
     rows = outcome.tables["energy"]
     assert {(row["round"], row["of"]) for row in rows} == {
-        (round, of) for round in (1, 3) for of in ("L-SGD", "gradient", "eq. 29")
+        (round, of) for round in (1, 3) for of in ("L-SGD", "GD", "SGD", "L-SGD by eq. 29")
     }
     assert len(outcome.claims) == 3
-    assert "By 30 steps of Lanczos, of 200 (MLP) training samples" in outcome.notes[0]
+    assert "The Hessian is of 200 (MLP) training samples" in outcome.notes[0]
 
 
 # ---- table 2

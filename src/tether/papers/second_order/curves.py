@@ -12,14 +12,26 @@ import tether
 from tether.models import cross_entropy
 from tether.papers.curves import Curve, times_sooner
 from tether.papers.experiments import Claim, Outcome, Setting, experiment
-from tether.papers.second_order.training import CLIENTS, CNN, DATA, MLP, STAND_IN, Network, about, sgd, train
+from tether.papers.second_order.training import (
+    BATCH_SIZE,
+    CLIENTS,
+    CNN,
+    DATA,
+    MLP,
+    SGD_BATCH_SIZE,
+    STAND_IN,
+    Network,
+    about,
+    sgd,
+    train,
+)
 from tether.report import style
 from tether.result import NonFiniteLossError, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RATES, BATCH_SIZE = (0.05, 0.1, 0.2, 0.3), 1000
+RATES = (0.05, 0.1, 0.2, 0.3)
 """Of SGD."""
 
 
@@ -76,7 +88,7 @@ def study(size: Size, setting: Setting) -> Outcome:
         "A round of L-SGD is K local steps of every client; of SGD it is one step. So L-SGD computes K times as many "
         "gradients in a round: "
         + "; ".join(
-            f"{network.name} {network.period * size.clients[network] * 10:,} samples against {BATCH_SIZE:,}"
+            f"{network.name} {network.period * size.clients[network] * BATCH_SIZE:,} samples against {SGD_BATCH_SIZE:,}"
             for network in size.rounds
         )
         + ".",
@@ -102,7 +114,7 @@ def _large_batches(
             objective=cross_entropy,
             optimizer=sgd(rate),
             steps=rounds,
-            batch_size=BATCH_SIZE,
+            batch_size=SGD_BATCH_SIZE,
             seed=setting.seed,
             evaluate=data.evaluation(),
             evaluate_every=1,

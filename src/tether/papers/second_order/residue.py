@@ -44,7 +44,7 @@ class Size:
 
 
 PAPER = Size((10, 100), (10, 30, 100, 300), trials=500, samples=None)
-SMALL = Size((10, 100), (10, 30, 100, 300), trials=200, samples=20)
+SMALL = Size((10, 100), (10, 30, 100, 300), trials=100, samples=100)
 
 
 @experiment("second-order/residue", shows="table 3", data=MNIST, stand_in=STAND_IN)

@@ -23,7 +23,7 @@ class Size:
     Attributes:
         rounds: of each network, those looked at.
         clients: of each.
-        samples: of each client that loss, gradient and Hessian are of; None for all.
+        samples: of each client that the Hessian is of; None for all.
         steps: of Lanczos; None for the whole Hessian.
     """
 
@@ -73,4 +73,7 @@ def how(size: Size) -> list[str]:
         for network, samples in size.samples.items()
         if samples is not None
     )
-    return [f"By {size.steps} steps of Lanczos, of {samples} training samples; --paper takes whole Hessians of all."]
+    return [
+        f"The Hessian is of {samples} training samples, looked at by Lanczos, of {size.steps} steps for energies; "
+        "--paper takes whole Hessians, of all samples."
+    ]

@@ -30,6 +30,9 @@ DATA = "MNIST, its four files, and beside them cifar-10-batches-bin, CIFAR-10's 
 STAND_IN = "Fashion-MNIST"
 
 CLIENTS, RATE, BATCH_SIZE = 100, 0.01, 10
+"""Of L-SGD."""
+
+SGD_BATCH_SIZE = 1000
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,10 @@ class Trained:
         """
         model, data = copy.deepcopy(self.start).to(precision), dataclasses.replace(self.data, test=None).to(precision)
         return Landscape(model, cross_entropy, data, self.clients, self.seed, samples, batch_size=2000)
+
+    def gradient(self, round: int, samples: int | None = None) -> Float[Tensor, " d"]:
+        """∇f(x_t), of all training samples, or of so many: then it is mostly noise once the gradient is small."""
+        return self.landscape(samples and samples // self.clients).gradient(self.centers[round])
 
     def update(self, round: int) -> Float[Tensor, " d"]:
         """Δ_t = x_t - x_{t+1} of a round (eq. 9)."""
