@@ -52,4 +52,4 @@ def study(widths: tuple[int, ...], size: Size, setting: Setting) -> Outcome:
         Claim(f"{wide} is more than 3 times bigger", parameters > 3, parameters, "3", f"{counts}; holds above 3"),
         Claim.number(f"{wide} has 10 times more neurons", "10", neurons, "as many times as the single layer"),
     ]
-    return found.outcome(claims, "figure-3", setting, [])
+    return found.outcome(claims, "figure-3", setting)

@@ -37,4 +37,4 @@ def study(periods: tuple[int, ...], size: Size, setting: Setting) -> Outcome:
             remark="how many times slower, non-IID over IID; holds above 1",
         ),
     ]
-    return found.outcome(claims, "figure-2", setting, [])
+    return found.outcome(claims, "figure-2", setting)

@@ -18,7 +18,7 @@ import numpy as np
 
 from tether.config import Config, validate
 from tether.papers import curves
-from tether.papers.experiments import Outcome, Setting, Table
+from tether.papers.experiments import Claim, Outcome, Setting, Table
 from tether.papers.mnist import mnist_or_stand_in
 from tether.papers.runs import carry_out
 from tether.report import style
@@ -72,7 +72,6 @@ class Size:
         evaluations: of each run.
         held_out: test images to evaluate on; None for all.
         rates: learning rates that each curve is the best of, in its network's unit.
-        objective: what is minimised.
     """
 
     steps: int
@@ -80,7 +79,6 @@ class Size:
     evaluations: int
     held_out: int | None
     rates: tuple[float, ...]
-    objective: str = "squared-error"
 
     def config(self, network: Network, distribution: str, rate: float, setting: Setting) -> Config:
         """A run."""
@@ -92,7 +90,7 @@ class Size:
             "evaluate_every": max(1, self.steps // self.evaluations),
             "data": mnist_or_stand_in(setting, self.held_out) | {"partition": DISTRIBUTIONS[distribution]},
             "model": {"name": "relu", "width": network.width, "depth": network.depth, "unit_samples": True},
-            "objective": self.objective,
+            "objective": "squared-error",
             "optimizer": {"name": "SGD", "lr": rate * network.rate},
             "method": "local",
             "period": network.period,
@@ -100,8 +98,8 @@ class Size:
         return validate(Config, settings, _name(network, distribution, rate))
 
 
-PAPER = Size(steps=10_000, batch_size=50, evaluations=100, held_out=None, rates=(4.0, 2.0, 1.0, 0.5, 0.25, 0.125))
-SMALL = Size(steps=300, batch_size=10, evaluations=20, held_out=2000, rates=(1.0, 0.25, 0.0625))
+PAPER = Size(steps=10_000, batch_size=50, evaluations=100, held_out=None, rates=(8.0, 4.0, 2.0, 1.0, 0.5, 0.25))
+SMALL = Size(steps=300, batch_size=10, evaluations=20, held_out=2000, rates=(8.0, 4.0, 2.0, 1.0))
 
 
 def _name(network: Network, distribution: str, rate: float) -> str:
@@ -151,7 +149,7 @@ class Found:
         """How many times fewer local steps a curve takes to the same test losses as another."""
         return curves.times_sooner(self.curve(label, distribution), self.curve(than, distribution))
 
-    def outcome(self, claims: list[Any], figure: str, setting: Setting, notes: list[str]) -> Outcome:
+    def outcome(self, claims: list[Claim], figure: str, setting: Setting) -> Outcome:
         """What the figure shows."""
         chosen = "; ".join(
             f"{how}, {label}: {self.best(label, how):g}"
@@ -162,20 +160,19 @@ class Found:
             f"least test loss at the end, the mean of the last quarter, in units of 2d/(Lm), as theorem 2 scales "
             f"them with width; the paper prints none. Taken: {chosen}."
         )
-        return Outcome(claims, {figure: self.draw()}, self.tables(), [rates, *notes, self._differs(setting)])
+        return Outcome(claims, {figure: self.draw()}, self.tables(), [rates, self._differs(setting)])
 
     def _differs(self, setting: Setting) -> str:
         """What the paper leaves open, and what is not as there."""
         size = self.size
-        loss = {"squared-error": "the squared loss of section 3"}[size.objective]
         said = (
-            f"The top layer is fixed, ‖x‖ = 1 (assumption 1), and the loss is {loss}. The paper prints neither batches nor how long it trains; "
-            f"these are {size.steps:,} local steps with batches of {size.batch_size}. Measured is the mean model, on "
+            "The top layer is fixed, ‖x‖ = 1 (assumption 1), and the loss is the squared one of section 3. The paper prints "
+            f"neither batches nor how long it trains; these are {size.steps:,} local steps with batches of "
+            f"{size.batch_size}. Measured is the mean model, on "
             f"{'all' if size.held_out is None else f'{size.held_out:,}'} test images."
         )
-        return (
-            said if setting.data else f"On Fashion-MNIST instead of MNIST: the claims are about the shape only. {said}"
-        )
+        where = "" if setting.data else "On Fashion-MNIST instead of MNIST: the claims are about the shape only. "
+        return where + said
 
     def tables(self) -> dict[str, Table]:
         """All tries and how they ended; the curves of all of them."""
