@@ -17,8 +17,8 @@ from tether.papers.relu.training import DISTRIBUTIONS, PAPER, SMALL, Found, Netw
 from tether.papers.reproduce import reproduce
 from tether.run import check, load_data, load_model
 
-TINY = Size(steps=40, batch_size=5, evaluations=8, held_out=100, rates=(1.0, 0.25))
-ONE_RATE = dataclasses.replace(TINY, rates=(1.0,))
+TINY = Size(steps=40, batch_size=5, evaluations=8, held_out=100, rates=(4.0, 1.0))
+ONE_RATE = dataclasses.replace(TINY, rates=(4.0,))
 
 
 @pytest.fixture(scope="module")

@@ -166,8 +166,8 @@ class Found:
         """What the paper leaves open, and what is not as there."""
         size = self.size
         said = (
-            "The top layer is fixed, ‖x‖ = 1 (assumption 1), and the loss is the squared one of section 3. The paper prints "
-            f"neither batches nor how long it trains; these are {size.steps:,} local steps with batches of "
+            "The top layer is fixed, ‖x‖ = 1 (assumption 1), and the loss is the squared one of section 3. The paper "
+            f"prints neither batches nor how long it trains; these are {size.steps:,} local steps with batches of "
             f"{size.batch_size}. Measured is the mean model, on "
             f"{'all' if size.held_out is None else f'{size.held_out:,}'} test images."
         )
