@@ -116,7 +116,7 @@ def test_cpdf(setting):
     assert {(row["round"], row["of"]) for row in rows} == {
         (round, of) for round in (1, 3) for of in ("L-SGD", "GD", "SGD", "L-SGD by eq. 29")
     }
-    assert len(outcome.claims) == 3
+    assert len(outcome.claims) == 5
     assert "The Hessian is of 200 (MLP) training samples" in outcome.notes[0]
 
 
