@@ -111,7 +111,7 @@ def _curves(axes: Axes, figure: Figure, runs: Sequence[Run], axis: str) -> None:
                 axes.fill_between(x, curve.low, curve.high, color=look["color"], alpha=0.13, linewidth=0)
     axes.set_ylabel(figure.title.lower())
     if figure.log:
-        _logarithmic(axes)
+        logarithmic(axes)
     if figure.unit == "%":
         axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_xlim(left=0)
@@ -127,7 +127,7 @@ def _legend(drawing: Drawing) -> None:
     drawing.legend(lines, names, loc="outside upper left", ncols=columns, columnspacing=1.0, labelspacing=0.3)
 
 
-def _logarithmic(axes: Axes) -> None:
+def logarithmic(axes: Axes) -> None:
     """Labels in plain numbers; within a few decades also at 2 and 5."""
     from matplotlib.ticker import LogLocator
 

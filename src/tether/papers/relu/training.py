@@ -22,6 +22,7 @@ from tether.papers.experiments import Claim, Outcome, Setting, Table
 from tether.papers.mnist import mnist_or_stand_in
 from tether.papers.runs import carry_out
 from tether.report import style
+from tether.report.papers import logarithmic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,8 +99,8 @@ class Size:
         return validate(Config, settings, _name(network, distribution, rate))
 
 
-PAPER = Size(steps=10_000, batch_size=50, evaluations=100, held_out=None, rates=(8.0, 4.0, 2.0, 1.0, 0.5, 0.25))
-SMALL = Size(steps=300, batch_size=10, evaluations=20, held_out=2000, rates=(8.0, 4.0, 2.0, 1.0))
+PAPER = Size(steps=10_000, batch_size=50, evaluations=100, held_out=None, rates=(16.0, 8.0, 4.0, 2.0, 1.0, 0.5))
+SMALL = Size(steps=300, batch_size=10, evaluations=20, held_out=2000, rates=(16.0, 8.0, 4.0, 2.0))
 
 
 def _name(network: Network, distribution: str, rate: float) -> str:
@@ -218,7 +219,8 @@ class Found:
                 for number, label in enumerate(self.networks):
                     colour = style.LIGHT[number]
                     panels[row, column].plot(*self.curve(label, how, measure), color=colour, label=label)
-            panels[0, column].set(title=how, yscale="log")
+            logarithmic(panels[0, column])
+            panels[0, column].set_title(how)
             panels[1, column].set(xlabel="local steps", xlim=(0, self.size.steps))
         panels[0, 0].set_ylabel("test loss")
         panels[1, 0].set_ylabel("test accuracy")

@@ -26,6 +26,7 @@ from tether.papers.second_order.training import (
     train,
 )
 from tether.report import style
+from tether.report.papers import logarithmic
 from tether.result import NonFiniteLossError, Result
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ def _draw(found: Mapping[tuple[Network, str], dict[str, Curve]]) -> Figure:
         for number, (name, curve) in enumerate((name, curve) for (of, name), curve in found.items() if of == network):
             for axes, measure in ((loss, "loss"), (accuracy, "accuracy")):
                 axes.plot(*curve[measure], color=style.LIGHT[number], label=name)
-        loss.set(ylabel=f"{network.name}: test loss", yscale="log")
+        logarithmic(loss)
+        loss.set_ylabel(f"{network.name}: test loss")
         accuracy.set_ylabel("test accuracy")
         accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     for axes in panels[-1]:
