@@ -255,6 +255,7 @@ def test_a_folder_in_the_format_of_mnist(folder):
     data = mnist(folder)
     assert data.train[0].shape == (20, 1, 4, 6)
     assert data.test[1].tolist() == [0, 1, 2, 0, 1]
+    assert mnist(folder, held_out=2).test[1].tolist() == [0, 1]
     assert data.classes == 3
     assert data.train[0].mean() == pytest.approx(0, abs=1e-6)
     assert data.train[0].std(correction=0) == pytest.approx(1)

@@ -48,18 +48,20 @@ def fashion_mnist(
     return data.augmented(CropAndFlip(crop, padding, flip, (float(data.train[0].min()),)))
 
 
-def mnist(path: str | Path) -> Dataset:
+def mnist(path: str | Path, held_out: int | None = None) -> Dataset:
     """MNIST, or any other data set in its format, from a folder of its four files.
 
     Args:
         path: folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
             t10k-labels-idx1-ubyte, each as it is or with .gz.
+        held_out: how many of the test images to evaluate on, the first ones. Default: all.
 
     Raises:
         FileNotFoundError: naming the file that is missing.
         ValueError: if a file is damaged.
     """
-    return _read(Path(path), Path(path).name or "mnist", "point `path` at the folder that has it")
+    data = _read(Path(path), Path(path).name or "mnist", "point `path` at the folder that has it")
+    return data if held_out is None else data.tested_on(held_out)
 
 
 def _read(folder: Path, name: str, hint: str) -> Dataset:

@@ -29,17 +29,18 @@ def cpdf(energies: Mapping[str, Energy], ylabel: str = "CPDF") -> Figure:
 
     With `spectral_density` and another label: the share of eigenvalues.
     """
+    return _figure(lambda axes: draw_cpdf(axes, energies, ylabel), energies)
 
-    def draw(axes: Axes) -> None:
-        for (name, energy), colour in zip(energies.items(), _colours(), strict=False):
-            first, last = energy.eigenvalues[0], energy.eigenvalues[-1]
-            x = np.concatenate([[first], energy.eigenvalues, [last]])
-            y = np.concatenate([[0.0], energy.cumulative, [1.0]])
-            axes.step(x, y, where="post", color=colour, label=name)
-        _eigenvalue_axis(axes, [energy.eigenvalues for energy in energies.values()])
-        axes.set(ylabel=ylabel, ylim=(-0.02, 1.02))
 
-    return _figure(draw, energies)
+def draw_cpdf(axes: Axes, energies: Mapping[str, Energy], ylabel: str = "CPDF") -> None:
+    """The same on axes of a figure that has others."""
+    for (name, energy), colour in zip(energies.items(), _colours(), strict=False):
+        first, last = energy.eigenvalues[0], energy.eigenvalues[-1]
+        x = np.concatenate([[first], energy.eigenvalues, [last]])
+        y = np.concatenate([[0.0], energy.cumulative, [1.0]])
+        axes.step(x, y, where="post", color=colour, label=name)
+    _eigenvalue_axis(axes, [energy.eigenvalues for energy in energies.values()])
+    axes.set(ylabel=ylabel, ylim=(-0.02, 1.02))
 
 
 def eigenvalues(spectra: Mapping[str, Spectrum]) -> Figure:

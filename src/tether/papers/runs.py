@@ -7,9 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
 
 from tether.config import Config, choose
 from tether.data import Dataset
@@ -23,9 +21,6 @@ from tether.run_folder import RunFolder
 CIFAR = "CIFAR-10, its binary version (cifar-10-binary.tar.gz, unpacked)"
 STAND_IN = "Fashion-MNIST, smaller"
 """What experiments on images need, and what they take instead."""
-
-Curve = tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]
-"""When something was measured, and what."""
 
 
 def carry_out(configs: Mapping[str, Config], setting: Setting) -> dict[str, Run]:
@@ -77,24 +72,3 @@ def parameters(model: Mapping[str, Any], shape: tuple[int, ...]) -> int:
     with torch.device("meta"):
         made = choose(dict(model), MODELS, "model", shape=shape, classes=10)
     return sum(parameter.numel() for parameter in made.parameters())
-
-
-def times_faster(fast: Curve, slow: Curve, start: float) -> float:
-    """How many times sooner one of two curves that fall comes to the same values as another.
-
-    The median over values in the lower half of what both have come to, since one alone depends on chance. If one never
-    came to the first that was measured of the other, it is the ratio at the least value of the worse one.
-
-    Args:
-        fast: when, and the value then.
-        slow: the same of the other.
-        start: the value at time 0.
-    """
-    lowest = [np.minimum.accumulate(values) for _, values in (fast, slow)]
-    top, bottom = min(low[0] for low in lowest), max(low[-1] for low in lowest)
-    targets = np.linspace(bottom, max(bottom, (top + bottom) / 2), 21)
-    times = [
-        np.interp(-targets, -np.append(start, low), np.append(0.0, when))
-        for (when, _), low in zip((fast, slow), lowest, strict=True)
-    ]
-    return float(np.median(times[1] / times[0]))

@@ -14,8 +14,9 @@ from tether.clock import Clock
 from tether.config import Config
 from tether.papers.cooperative.training import MUCH, RATE, STEP_SECONDS, WORKERS, Task, about_time, task
 from tether.papers.cooperative.wall_clock import WallClock, wall_clock
+from tether.papers.curves import times_sooner
 from tether.papers.experiments import Claim, Outcome, Setting, Table, experiment
-from tether.papers.runs import CIFAR, STAND_IN, carry_out, times_faster
+from tether.papers.runs import CIFAR, STAND_IN, carry_out
 from tether.report import style
 from tether.report.papers import logarithmic
 from tether.report.runs import Run
@@ -166,7 +167,7 @@ def _higher(what: Task, runs: Runs, which: str, lines: list[list[tuple[int, floa
 
 
 def _slower_by_epochs(what: Task, runs: Runs) -> Claim:
-    ratio = times_faster(what.loss(runs[SYNC]), what.loss(runs[LOCAL]), what.start())
+    ratio = times_sooner(what.loss(runs[SYNC]), what.loss(runs[LOCAL]), what.start())
     return Claim(
         "allowing more local updates leads to slower convergence in terms of epochs",
         ratio > 1,
@@ -179,7 +180,7 @@ def _sooner(
     what: Task, runs: Runs, other: tuple[int, float], says: str, beyond: float, paper: str | None = None
 ) -> Claim:
     """Whether local steps come to the same losses in so much less virtual time."""
-    ratio = times_faster(what.loss(runs[LOCAL], "virtual"), what.loss(runs[other], "virtual"), what.start())
+    ratio = times_sooner(what.loss(runs[LOCAL], "virtual"), what.loss(runs[other], "virtual"), what.start())
     return Claim(
         says,
         ratio > beyond,
@@ -201,7 +202,7 @@ def _other_links(what: Task, rate: float, runs: Runs) -> Table:
             (cost,) = round_costs(load_method(config, config.method), WORKERS, what.parameters)
             epochs, losses = what.loss(runs[at])
             curves[at] = epochs * what.epoch * (STEP_SECONDS + cost.seconds(clock) / cost.period), losses
-        over = {other: times_faster(curves[LOCAL], curves[other], what.start()) for other in (SYNC, SPARSE)}
+        over = {other: times_sooner(curves[LOCAL], curves[other], what.start()) for other in (SYNC, SPARSE)}
         rows.append(
             {"lr": rate, "steps_a_mean": slower, "gbit": clock.bandwidth / 1e9}
             | {"times_faster_than_sync": over[SYNC], f"times_faster_than_{called(*SPARSE)}": over[SPARSE]}

@@ -13,8 +13,9 @@ from torch import Tensor
 import tether
 from tether.methods import EASGD, State
 from tether.papers.cooperative.training import RATE, WORKERS, Task, task
+from tether.papers.curves import Curve
 from tether.papers.experiments import Claim, Outcome, Setting, experiment
-from tether.papers.runs import CIFAR, STAND_IN, Curve
+from tether.papers.runs import CIFAR, STAND_IN
 from tether.papers.watched import Watched
 from tether.report import style
 from tether.report.papers import logarithmic

@@ -12,8 +12,9 @@ import numpy as np
 from tether.clock import Clock
 from tether.config import Config, validate
 from tether.methods import LocalSGD
+from tether.papers.curves import Curve
 from tether.papers.experiments import Setting
-from tether.papers.runs import Curve, cifar, parameters
+from tether.papers.runs import cifar, parameters
 from tether.report import curves
 from tether.report.curves import measured, training_loss
 from tether.report.runs import Run

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tether.config import Config
 from tether.papers.cooperative.training import STEPS_A_MEAN, WORKERS, Task, task
+from tether.papers.curves import Curve, times_sooner
 from tether.papers.experiments import Claim, Setting, Table
 from tether.papers.real import STEP_SECONDS, WARM_UP, Link, RealRun, carry_out_real
-from tether.papers.runs import Curve, times_faster
 from tether.report import style
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class WallClock:
 
     def sooner(self, fast: str, slow: str, says: str, beyond: float, paper: str | None = None) -> Claim:
         """Whether one run comes to the same losses in less time than another."""
-        ratio = times_faster(self.curve(fast), self.curve(slow), self.start)
+        ratio = times_sooner(self.curve(fast), self.curve(slow), self.start)
         remark = f"real workers: median over losses of {slow}'s seconds to them over {fast}'s; holds above {beyond:g}"
         return self._claim(says, ratio > beyond, ratio, paper, remark)
 

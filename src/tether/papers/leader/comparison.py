@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
 from tether.clock import Clock, Cluster
 from tether.config import Config, choose, validate
 from tether.methods import METHODS, CenterMethod
+from tether.papers.curves import Curve, times_sooner
 from tether.papers.experiments import Setting, Table
-from tether.papers.runs import carry_out, times_faster
+from tether.papers.runs import carry_out
 from tether.report import style
 from tether.theory import round_costs
 from tether.trips import Trips
@@ -197,7 +197,7 @@ class Found:
         configs = {entry.name: comparison.config(entry, setting.seed) for entry in self.entries}
         self.runs = carry_out(configs, setting)
 
-    def curve(self, entry: Entry, measure: str = "error") -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    def curve(self, entry: Entry, measure: str = "error") -> Curve:
         """Virtual seconds, and the center's test "error" or "loss" then."""
         run = self.runs[entry.name]
         values = run.center["accuracy" if measure == "error" else measure]
@@ -228,9 +228,9 @@ class Found:
         return float(late.mean()) if len(late) else float("inf")
 
     def speedup(self, method: str, over: str, workers: int) -> float:
-        """How many times faster a method comes to the same test errors as another, `times_faster`."""
-        fast, slow = (self.curve(self.best(name, workers if name != "SGD" else 1)) for name in (method, over))
-        return times_faster(fast, slow, start=1.0)  # before the first step nothing is right
+        """How many times faster a method comes to the same test errors as another."""
+        one, two = (self.curve(self.best(name, workers if name != "SGD" else 1)) for name in (method, over))
+        return times_sooner(one, two, start=1.0)  # before the first step nothing is right
 
     def tables(self) -> dict[str, Table]:
         """All tries and how they ended; the curves of all of them."""

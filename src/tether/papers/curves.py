@@ -1,0 +1,29 @@
+"""What is said of curves that fall while networks train."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+Curve = tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]
+"""Times, steps or rounds, and the error or loss then."""
+
+
+def times_sooner(curve: Curve, other: Curve, start: float | None = None) -> float:
+    """How many times sooner a curve falls to the same values as another.
+
+    The median over values in the lower half of what both have come to, since one alone depends on chance. If one never
+    came to the first that was measured of the other, it is the ratio at the least value of the worse one.
+
+    Args:
+        curve: the one.
+        other: the other.
+        start: the value of both at 0, where it is known.
+    """
+    lowest = [(times, np.minimum.accumulate(values)) for times, values in (curve, other)]
+    top, bottom = min(low[0] for _, low in lowest), max(low[-1] for _, low in lowest)
+    targets = np.linspace(bottom, max(bottom, (top + bottom) / 2), 21)
+    if start is not None:
+        lowest = [(np.append(0.0, times), np.append(start, low)) for times, low in lowest]
+    one, two = (np.interp(-targets, -low, times) for times, low in lowest)
+    return float(np.median(two / one))
