@@ -27,7 +27,7 @@ PAUSE = 5
 WARM_UP = 4
 """Looks that are not counted: caches are cold, allocators ask for memory."""
 
-ENOUGH, FEW, MANY = 4.0, 3, 400
+ENOUGH, FEW, MANY = 4.0, 4, 400
 """Seconds over which looks are averaged, as long as these are no fewer and no more than so many."""
 
 SHORT = 21
@@ -36,7 +36,7 @@ SHORT = 21
 FIRST, LONGEST = 2**14, 2**26
 """Numbers in the first long message between two hosts, and at most; doubled until one takes `LASTS` seconds."""
 
-LASTS = 0.5
+LASTS = 1.0
 
 ALIKE = 0.2
 """A link whose latency or bandwidth is off the median by less than this share is like the others."""
@@ -145,27 +145,38 @@ def _measured(ranks: Ranks, pairs: Sequence[tuple[int, int]], device: torch.devi
 def _link(ranks: Ranks, other: int, first: bool, device: torch.device) -> tuple[float, float]:
     """Latency and bandwidth to another process, as the first of the two sees them."""
 
-    def trip(numbers: int, answer: float = 0.0) -> tuple[float, float]:
-        """Seconds until the second has a message and the first its answer; what the first had to say with it."""
-        message, back = torch.zeros(numbers, device=device), torch.zeros(1, device=device)
-        message[0] = answer
+    def there_and_back(said: float = 0.0) -> tuple[float, float]:
+        """Seconds until a number of the first has come back; what it was."""
+        number = torch.full((1,), said, device=device)
         began = time.monotonic()
         if first:
-            dist.send(message, group=ranks.group, group_dst=other)
-            dist.recv(back, group=ranks.group, group_src=other)
-        else:
-            dist.recv(message, group=ranks.group, group_src=other)
-            dist.send(back, group=ranks.group, group_dst=other)
-        said = float(message[0])
-        return time.monotonic() - began, said
+            dist.send(number, group=ranks.group, group_dst=other)
+        dist.recv(number, group=ranks.group, group_src=other)
+        if not first:
+            dist.send(number, group=ranks.group, group_dst=other)
+        return time.monotonic() - began, float(number)
 
-    trip(FIRST)  # connects
-    short = statistics.median(trip(1)[0] for _ in range(SHORT))
+    def exchange(numbers: int) -> float:
+        """Seconds until each has so many numbers of the other: rounds, too, keep both directions busy."""
+        out, into = torch.zeros(numbers, device=device), torch.empty(numbers, device=device)
+        began = time.monotonic()
+        operations = [
+            dist.P2POp(dist.irecv, into, group=ranks.group, group_peer=other),
+            dist.P2POp(dist.isend, out, group=ranks.group, group_peer=other),
+        ]
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+        there_and_back()  # until the other has it, too
+        return time.monotonic() - began
+
+    exchange(FIRST)  # connects
+    short = statistics.median(there_and_back()[0] for _ in range(SHORT))
     numbers = FIRST
     while True:
-        seconds = min(trip(numbers)[0] for _ in range(2))
-        _, enough = trip(1, answer=float(seconds >= LASTS or numbers >= LONGEST))
+        seconds = min(exchange(numbers) for _ in range(2))
+        # The first decides for both whether that was long enough.
+        _, enough = there_and_back(float(seconds >= LASTS or numbers >= LONGEST))
         if enough:
             break
         numbers *= 2
-    return short / 2, 32 * numbers / max(seconds - short, 1e-9)
+    return short / 2, 32 * numbers / max(seconds - 1.5 * short, 1e-9)
