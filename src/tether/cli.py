@@ -201,6 +201,7 @@ def partition(
         held = holdings(load_data(settings), settings.workers, settings.seed)
     except ValueError as error:
         raise ConfigError(f"data.partition: {error}") from error
+    console.print(f"{held.title}, {settings.workers:,} workers, {held.sizes.sum():,} samples", highlight=False)
     console.print(printing.who_holds_what(held))
     if out is not None:
         try:

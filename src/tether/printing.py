@@ -65,16 +65,14 @@ def _times(last: Record | None) -> list[str]:
 
 def who_holds_what(held: Holdings) -> Table:
     """Each worker's samples and classes; of many workers, how these are spread."""
-    workers = len(held.sizes)
-    title = f"{held.title}, {workers:,} workers, {held.sizes.sum():,} samples"
-    if workers <= BUBBLES:
-        table = Table("worker", "samples", "of them", title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    if len(held.sizes) <= BUBBLES:
+        table = Table("worker", "samples", "of them", box=box.SIMPLE_HEAD)
         for worker, counts in enumerate(held.counts):
             main = (-counts).argsort(kind="stable")[: min(4, (counts > 0).sum())]
             shares = ", ".join(f"{held.names[group]} {counts[group] / counts.sum():.0%}" for group in main)
             table.add_row(str(worker), f"{counts.sum():,}", shares + (", ..." if (counts > 0).sum() > 4 else ""))
         return table
-    table = Table("a worker holds", "least", "median", "most", title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table("a worker holds", "least", "median", "most", box=box.SIMPLE_HEAD)
     for label, numbers in (("samples", held.sizes), ("classes or groups", (held.counts > 0).sum(1))):
         spread = sorted(numbers.tolist())
         table.add_row(label, *(f"{spread[i]:,}" for i in (0, len(spread) // 2, -1)))

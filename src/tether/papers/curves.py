@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-Curve = tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]
+Curve = tuple[Float[np.ndarray, " ..."], Float[np.ndarray, " ..."]]
 """Times, steps or rounds, and the error or loss then."""
 
 

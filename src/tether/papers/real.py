@@ -137,7 +137,7 @@ def _launch(job: Path, workers: int, link: Link, files: list[Path], setting: Set
             process.wait()
     if process.returncode:
         said = log.read_text(errors="replace").strip()
-        raise RuntimeError(f"real processes ended with status {process.returncode}; {log} ends with:\n{said[-2000:]}")
+        raise RuntimeError(f"real processes ended with status {process.returncode}; {log} ends with:\n{said[-8000:]}")
 
 
 def _within(mbit: float) -> list[str]:
