@@ -121,9 +121,9 @@ def test_pages_fit_and_ask_for_nothing_else(width, site, pages, address, browser
 
 def test_search_finds_a_name(address, browser):
     page = browser.new_page()
-    page.goto(address)
+    page.goto(address, wait_until="networkidle")  # typed before the script listens, a word would be lost
     page.locator("input[name=query]").first.fill("FollowDrift")
-    page.wait_for_selector(".md-search-result__item a[href*='periods']", state="attached", timeout=20_000)
+    page.wait_for_selector(".md-search-result__item a[href*='periods']", state="attached", timeout=60_000)
     page.close()
 
 
