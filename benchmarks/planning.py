@@ -93,13 +93,14 @@ def table(case: Case) -> Table:
     clock = case.plan["clock"]
     title = (
         f"{case.mbit:g} Mbit/s, {case.model}: measured {1000 * clock['step']:.3g} ms a step, "
-        f"{1000 * clock['round']:.2g} ms a round, "
         f"{clock['bandwidth'] / 1e6:.4g} Mbit/s, latency {1000 * clock['latency']:.2g} ms; "
         f"loss {case.plan['target']:.3g}"
     )
     shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     shown.add_column("candidate", no_wrap=True)
+    besides = {each["name"]: each["seconds a round besides"] for each in case.plan["candidates"]}
     for heading in (
+        "a round\nbesides, ms",
         "a period, s:\npredicted",
         "\nmeasured",
         "\nratio",
@@ -111,7 +112,8 @@ def table(case: Case) -> Table:
     for each in case.plan["verified"]:
         recommended = each["name"] == case.plan["recommended"]
         cells = [cell for pair in (each["period"], each["to_target"]) for cell in compared(*pair)]
-        shown.add_row(each["name"] + (" *" if recommended else ""), *cells)
+        cost = f"{1000 * besides[each['name']]:.2g}"
+        shown.add_row(each["name"] + (" *" if recommended else ""), cost, *cells)
     return shown
 
 

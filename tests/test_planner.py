@@ -108,6 +108,18 @@ def test_forecasts_are_times_worked_out_by_hand():
     assert found["sync"].seconds == pytest.approx(48 * (0.01 + MESSAGE))
 
 
+def test_what_rounds_cost_besides_is_each_methods_own():
+    clock = tether.Clock(step=0.01, bandwidth=2e5, round=0.001)
+    conditions = Conditions(4, D, clock, torch.float64, rounds={"local": 0.02})
+    for name, candidate, cost in (
+        ("measured", Candidate("local 4", "local", LocalSGD(4)), 0.02),
+        ("the clock's", Candidate("sync", "sync", SyncSGD()), 0.001),
+    ):
+        assert conditions.clock_of(candidate).round == cost, name
+        result = train(candidate, 48, clock=conditions.clock_of(candidate))
+        assert course_of(result.history).period == pytest.approx(candidate.period * 0.01 + MESSAGE + cost), name
+
+
 def test_a_course_by_hand():
     def record(index, step, round, now, **measures):
         times = Times(*(np.array([now, now / 2]) for _ in range(4)))
@@ -374,6 +386,9 @@ def test_real_workers_are_measured_and_train_what_was_simulated(tmp_path):
     assert clock["nodes"] == 1
     assert 0 < clock["node_latency"] < 0.1
     assert clock["node_bandwidth"] > 1e8
+    for each in plan["candidates"]:  # two processes that compute come to a round at different moments
+        run = json.loads((tmp_path / "plan/runs" / each["name"].replace(" ", "") / "config.json").read_text())
+        assert run["clock"].get("round", 0.0) == each["seconds a round besides"]
     assert len(plan["verified"]) == 2
     for each in plan["verified"]:
         predicted, measured = each["loss"]

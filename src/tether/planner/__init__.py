@@ -8,7 +8,7 @@ clock says when. `tether plan` does all of this for a config; in Python it is
     plan = make_plan(candidates, conditions, train, steps=500)
     print(plan.recommended.name, plan.reason)
 
-with a `train(candidate, steps)` of one's own that calls `tether.simulate` on the same clock.
+with a `train(candidate, steps)` of one's own that calls `tether.simulate` on `conditions.clock_of(candidate)`.
 """
 
 from tether.planner.bounds import Constants, probe

@@ -102,7 +102,8 @@ def bound(
     if mixing is None:
         return None
     spread, auxiliary = mixing
-    waits = max(0.0, conditions.message(candidate.method) - candidate.overlap * step) + conditions.clock.round
+    hidden = candidate.overlap * step
+    waits = max(0.0, conditions.message(candidate.method) - hidden) + conditions.clock_of(candidate).round
     rounds = max(1, int(seconds / (period * step + waits)))
     iid = constants.dissimilarity.low <= 0
     largest = largest_learning_rate(

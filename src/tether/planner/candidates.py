@@ -30,17 +30,24 @@ class Conditions:
         parameters: number of parameters d.
         clock: how long steps and messages take.
         dtype: of the parameters.
+        rounds: by the kind of a method, seconds that its rounds take longer than local steps and bytes; measured. For
+            a kind that is not there, what the clock says.
     """
 
     workers: int
     parameters: int
     clock: Clock
     dtype: torch.dtype = torch.float32
+    rounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def step(self) -> float:
         """Seconds that the slowest worker's local step takes."""
         return self.clock.step / min(self.clock.speeds or (1.0,))
+
+    def clock_of(self, candidate: Candidate) -> Clock:
+        """The clock with what this candidate's rounds cost."""
+        return dataclasses.replace(self.clock, round=self.rounds.get(candidate.kind, self.clock.round))
 
     def message(self, method: Method) -> float:
         """Seconds that the messages of a round take, all parts of the method together."""

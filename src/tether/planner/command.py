@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from rich.table import Table
 from tether.clock import Clock
 from tether.config import Config, ConfigError, choose
 from tether.data import PARTITIONS, Dataset
-from tether.methods import Method
+from tether.methods import CenterMethod, Method
 from tether.planner.bounds import Constants, probe
 from tether.planner.candidates import Candidate, Conditions, standard_candidates
 from tether.planner.forecast import Forecast, course_of, training_loss
@@ -80,11 +80,10 @@ def carry_out(
     planner = _Planner(config, data, ranks if isinstance(ranks, Ranks) else None)
     if top and planner.ranks is None:
         raise ConfigError("--verify runs on real workers: start it with torchrun, a process a worker")
-    conditions = planner.conditions(cluster)
+    methods = {name: functools.partial(planner.method, name) for name in names}
+    conditions = planner.conditions(cluster, methods)
     try:
-        candidates = standard_candidates(
-            {name: functools.partial(planner.method, name) for name in names}, conditions, periods, config.steps
-        )
+        candidates = standard_candidates(methods, conditions, periods, config.steps)
     except ValueError as error:
         raise ConfigError(f"--periods: {error}") from error
     console.print(_heading(config, data, conditions), highlight=False)
@@ -124,13 +123,14 @@ class _Planner:
         """A method of the config, with this period if it does not say its own."""
         return load_method(self.config.model_copy(update={"period": period}), name)
 
-    def conditions(self, cluster: Cluster) -> Conditions:
+    def conditions(self, cluster: Cluster, methods: Mapping[str, Callable[[int], Method]]) -> Conditions:
         """What all candidates have in common."""
         parameters = torch.cat([p.detach().flatten() for p in self._model.parameters() if p.requires_grad])
         given: dict[str, Any] = {key: value for key, value in dataclasses.asdict(cluster).items() if value is not None}
         if self.ranks is not None and cluster.bandwidth is None:
             together = functools.partial(self._train, {"workers": self.ranks})
-            measured = conditions_between(self.ranks, self._alone, together, parameters)
+            rounds = {kind: method for kind, make in methods.items() if not isinstance(method := make(1), CenterMethod)}
+            measured = conditions_between(self.ranks, self._alone, together, rounds, parameters)
             return dataclasses.replace(measured, clock=dataclasses.replace(measured.clock, **given))
         return Conditions(self.config.workers, len(parameters), self._clock(cluster, given), parameters.dtype)
 
@@ -171,7 +171,7 @@ class _Planner:
         """Simulate all candidates here."""
         if out is not None and out.is_dir() and any(out.iterdir()) and not (out / "plan.json").exists():
             raise ConfigError(f"--out {out}: is there, is not empty and is no plan's folder: give another")
-        lr, clock = _plain_sgd(self.config), _table_of(conditions.clock)
+        lr = _plain_sgd(self.config)
         constants = self._constants() if bounds and lr is not None else None
         with console.status("") as status:
 
@@ -180,6 +180,7 @@ class _Planner:
                 if folder is not None:
                     shutil.rmtree(folder, ignore_errors=True)  # of a plan before, or of fewer steps
                 every = max(1, self.config.steps // POINTS)
+                clock = _table_of(conditions.clock_of(candidate))
                 config = self._config_of(candidate, steps, clock=clock, evaluate_every=every)
                 place = None if folder is None else RunFolder(folder)
                 return run(config, data=self.data, folder=place, simulated=True, evaluate=self._loss)

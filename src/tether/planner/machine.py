@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tether.clock import Clock
-from tether.methods import Method, State, Step, SyncSGD
+from tether.methods import Method, State, Step
 from tether.periods import schedule_of
 from tether.planner.candidates import Conditions
 from tether.result import Result
@@ -24,10 +24,10 @@ from tether.workers import Arrived, Message, Ranks, Workers
 PAUSE = 5
 """Local steps between two looks at the time."""
 
-WARM_UP = 4
+WARM_UP = 3
 """Looks that are not counted: caches are cold, allocators ask for memory."""
 
-ENOUGH, FEW, MANY = 4.0, 4, 400
+ENOUGH, FEW, MANY = 4.0, 3, 400
 """Seconds over which looks are averaged, as long as these are no fewer and no more than so many."""
 
 SHORT = 21
@@ -79,16 +79,20 @@ def _looks(seconds: float) -> int:
     return int(min(MANY, max(FEW, ENOUGH / seconds)))
 
 
-def conditions_between(ranks: Ranks, alone: TrainBy, together: TrainBy, parameters: Tensor) -> Conditions:
+def conditions_between(
+    ranks: Ranks, alone: TrainBy, together: TrainBy, methods: Mapping[str, Method], parameters: Tensor
+) -> Conditions:
     """What real workers and their links do.
 
     Every process calls it at the same point of its program. Links are measured pair by pair, steps with all processes
-    at it, each by itself. What a round costs besides is what rounds of all-reduces take longer than both together.
+    at it, each by itself. What rounds cost besides is what those of each method take longer than both together: two
+    messages at once do not share a link as evenly as bytes would, one that goes from host to host has it for itself.
 
     Args:
         ranks: the workers.
         alone: trains this process's workers, without the others.
         together: trains all of them.
+        methods: by kind, those whose rounds are measured; the shorter their periods, the sooner.
         parameters: `[d]`, of the model: how many, of which type and where.
     """
     dist.barrier(group=ranks.group)
@@ -97,9 +101,12 @@ def conditions_between(ranks: Ranks, alone: TrainBy, together: TrainBy, paramete
     step = float(np.median(everyone))
     clock = Clock(step=step, speeds=tuple((step / everyone).tolist()), **links_between(ranks, parameters.device))
     free = Conditions(ranks.size, len(parameters), clock, parameters.dtype)
-    expected = free.step + free.message(SyncSGD())  # the same for all processes, as is the number of looks
-    seconds = ranks.gather(torch.full_like(mine, _between_rounds(together, SyncSGD(), _looks(expected))))
-    return replace(free, clock=replace(clock, round=max(0.0, float(seconds[0]) - expected)))
+    rounds = {}
+    for kind, method in methods.items():
+        expected = schedule_of(method.period).start * step + free.message(method)  # the same for all processes
+        taken = _between_rounds(together, method, _looks(expected))
+        rounds[kind] = max(0.0, float(ranks.gather(torch.full_like(mine, taken))[0]) - expected)
+    return replace(free, rounds=rounds)
 
 
 def links_between(ranks: Ranks, device: torch.device) -> dict[str, Any]:

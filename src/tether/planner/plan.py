@@ -206,6 +206,7 @@ def as_json(plan: Plan) -> dict[str, object]:
                 "overlap": each.candidate.overlap,
                 "megabytes a round": each.megabytes,
                 "seconds a message": each.message,
+                "seconds a round besides": plan.conditions.clock_of(each.candidate).round,
                 "seconds a period": each.period,
                 "waiting": each.waiting,
                 "seconds": each.seconds,
