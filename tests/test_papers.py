@@ -18,6 +18,7 @@ from tether.papers import EXPERIMENTS, Claim, Outcome, Setting, experiment, find
 from tether.papers.experiments import PAPERS
 from tether.papers.leader import imagenet, matrix_completion, networks, sinc, switching, symmetry
 from tether.papers.leader.comparison import Comparison, Entry, Found, Grid
+from tether.papers.leader.descent import descend
 from tether.papers.reproduce import reproduce
 from tether.run import check, load_clock
 
@@ -63,7 +64,7 @@ def literal(method, iterations):
 
 @pytest.mark.parametrize("method", ["EAGD", "LGD"])
 def test_sinc_is_its_equation(method):
-    found = sinc.descend(sinc.METHODS[method], 100)
+    found = descend(sinc.height, sinc.METHODS[method], sinc.STARTS, sinc.LEARNING_RATE, 100)
     rows, centers = literal(method, 100)
     # On the slopes of the rings nearby points part: 1e-16 becomes 1e-10 before all come together.
     np.testing.assert_allclose(found.rows.numpy(), rows, rtol=0, atol=1e-8)

@@ -323,9 +323,9 @@ def _range(values: Sequence[float], unit: str, factor: float) -> str:
 
 
 def _table(plan: Plan) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table = Table(box=box.SIMPLE_HEAD, padding=0)  # fits a terminal of 80 columns
     headings = (
-        "method,\nperiod + overlap",
+        "method, period\n+ overlap",
         "MB a\nround",
         "s a\nmessage",
         "s a\nperiod",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 import tether
 from tether.papers.experiments import Claim, Outcome, Setting, experiment
-from tether.papers.watched import Uncoupled, Watched
+from tether.papers.leader.descent import Descent, descend
+from tether.papers.watched import Uncoupled
 from tether.report import style
 
 if TYPE_CHECKING:
@@ -32,62 +32,9 @@ METHODS = {
 }
 
 
-class Point(nn.Module):
-    """A point of the plane; forward gives the height there, L(x, y) = sin(πr) / (πr), r² = x² + y²."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.at = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-
-    def forward(self) -> Float[Tensor, ""]:
-        """L at the point."""
-        return height(self.at)
-
-
 def height(points: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"]:
     """L(x, y) = sin(πr) / (πr), r² = x² + y²."""
     return torch.sinc(points.norm(dim=-1))
-
-
-@dataclass(frozen=True)
-class Descent:
-    """What one of the methods did.
-
-    Attributes:
-        rows: `[t + 1, m, 2]`, the workers after 0 to t iterations.
-        center: `[t + 1, 2]`, the variable that pulls them, for EAGD; else their mean.
-    """
-
-    rows: Float[Tensor, "t m 2"]
-    center: Float[Tensor, "t 2"]
-
-    @property
-    def heights(self) -> Float[Tensor, "t m"]:
-        """L at each worker after each iteration."""
-        return height(self.rows)
-
-    def until(self, iterations: int) -> Descent:
-        """The first so many iterations of it."""
-        return Descent(self.rows[: iterations + 1], self.center[: iterations + 1])
-
-
-def descend(method: tether.Method, iterations: int) -> Descent:
-    """Gradient descent of four workers, coupled by a method, the pull taken at the old point as the gradient is."""
-    watched = Watched.of(method)
-    tether.simulate(
-        Point(),
-        watched,
-        workers=len(STARTS),
-        objective=lambda point, batch: point(),
-        optimizer=lambda p: torch.optim.SGD(p, lr=LEARNING_RATE),
-        steps=iterations + 1,  # what is seen is how each iteration begins
-        order="mix-then-step",
-        start=torch.tensor(STARTS, dtype=torch.float64),
-        stepping="stacked",
-    )
-    rows = torch.stack([x for x, _ in watched.seen])
-    anchors = [state["anchor"][0] for _, state in watched.seen if "anchor" in state]
-    return Descent(rows, torch.stack(anchors) if anchors else rows.mean(1))
 
 
 @experiment("leader/sinc", shows="table 1, figure 7")
@@ -96,12 +43,12 @@ def sinc(setting: Setting) -> Outcome:
     converged = {}
     for number, (name, method) in enumerate(METHODS.items()):
         setting.progress(name, number / len(METHODS))
-        converged[name] = descend(method, CONVERGED)
+        converged[name] = descend(height, method, STARTS, LEARNING_RATE, CONVERGED)
     found = {name: each.until(ITERATIONS) for name, each in converged.items()}
     lowest = _global_minimum()
-    best = {name: float(each.heights[-1].min()) for name, each in found.items()}
+    best = {name: float(height(each.rows[-1]).min()) for name, each in found.items()}
     center = {name: float(height(each.center[-1])) for name, each in found.items()}
-    moved = max(float((converged[name].rows[-1] - converged[name].rows[-2]).abs().max()) for name in ("EAGD", "LGD"))
+    moved = max(converged[name].moved for name in ("EAGD", "LGD"))
     claims = [
         Claim.number("EAGD recovers L = -0.0912", "-0.0912", center["EAGD"], "its center after 100 iterations"),
         Claim.number("LGD recovers L = -0.2172", "-0.2172", best["LGD"], "its best worker after 100 iterations"),
@@ -120,8 +67,8 @@ def sinc(setting: Setting) -> Outcome:
     ]
     notes = [
         f"Converged, EAGD's center is at {float(height(converged['EAGD'].center[-1])):.7f} and LGD's best worker at "
-        f"{float(converged['LGD'].heights[-1].min()):.7f}: in the last of {CONVERGED} iterations no worker moved by "
-        f"more than {moved:.0e}.",
+        f"{float(height(converged['LGD'].rows[-1]).min()):.7f}: in the last of {CONVERGED} iterations no "
+        f"worker moved by more than {moved:.0e}.",
         f"Uncoupled gradient descent from the same points: the best worker is at {best['uncoupled GD']:.4f} after "
         f"{ITERATIONS} iterations.",
         "The paper leaves open what reproduces its numbers: pull and gradient at the old point, α = β/m = 0.1075, the "
@@ -131,10 +78,10 @@ def sinc(setting: Setting) -> Outcome:
         {
             "method": name,
             "iterations": len(each.rows) - 1,
-            "best_worker": float(each.heights[-1].min()),
+            "best_worker": float(height(each.rows[-1]).min()),
             "center": float(height(each.center[-1])),
         }
-        | {f"worker_{number}": float(value) for number, value in enumerate(each.heights[-1])}
+        | {f"worker_{number}": float(value) for number, value in enumerate(height(each.rows[-1]))}
         for runs in (found, converged)
         for name, each in runs.items()
     ]
@@ -157,7 +104,9 @@ def _draw(found: dict[str, Descent]) -> Figure:
         _contours(ways)
         for number, way in enumerate(found[name].rows.unbind(1)):
             ways.plot(*way.T.numpy(), color=style.LIGHT[number + 2], linewidth=1.4)
-            values.plot(found[name].heights[:, number].numpy(), color=style.LIGHT[number + 2], label=f"worker {number}")
+            values.plot(
+                height(found[name].rows[:, number]).numpy(), color=style.LIGHT[number + 2], label=f"worker {number}"
+            )
         ways.scatter(*found[name].rows[0].T, s=22, color=style.LIGHT[1], label="start", zorder=3)
         ways.scatter(*found[name].rows[-1].T, s=22, color=style.LIGHT[0], label="end", zorder=3)
         ways.set(title=f"{name}: trajectories", ylabel="y", aspect="equal", xlim=(-24, 24), ylim=(-20, 14))

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 import tether
 from tether.papers.experiments import Claim, Outcome, Setting, experiment
-from tether.papers.watched import Watched
+from tether.papers.leader.descent import descend
 from tether.report import style
 from tether.theory import elastic_stationary_point, hill
 
@@ -32,16 +32,9 @@ AWAY = (-0.2, 0.3)
 """How far from the point the workers start."""
 
 
-class Place(nn.Module):
-    """A place on the line; forward gives the height of the hill there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.at = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-
-    def forward(self) -> Float[Tensor, ""]:
-        """F at the place."""
-        return hill(self.at).sum()
+def surface(place: Float[Tensor, " 1"]) -> Float[Tensor, ""]:
+    """F at a place of the line."""
+    return hill(place).sum()
 
 
 def slopes(places: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -53,25 +46,6 @@ def elastic_gradient(places: Float[Tensor, " m"], center: float, pull: float) ->
     """The gradient of elastic averaging's objective, sum_i f(x_i) + λ/2 (x_i − z)², in the workers and in z."""
     apart = pull * (places - center)
     return torch.cat([slopes(places) + apart, -apart.sum()[None]])
-
-
-def descend(method: tether.Method, start: tuple[float, ...]) -> tuple[Float[Tensor, "t m"], Float[Tensor, " t"]]:
-    """Workers and center as each iteration begins, the pull taken at the old point as the gradient is."""
-    watched = Watched.of(method)
-    tether.simulate(
-        Place(),
-        watched,
-        workers=len(start),
-        objective=lambda place, batch: place(),
-        optimizer=lambda p: torch.optim.SGD(p, lr=LEARNING_RATE),
-        steps=ITERATIONS + 1,
-        order="mix-then-step",
-        start=torch.tensor(start, dtype=torch.float64)[:, None],
-        stepping="rows",
-    )
-    rows = torch.stack([x[:, 0] for x, _ in watched.seen])
-    anchors = [state["anchor"][0, 0] for _, state in watched.seen if "anchor" in state]
-    return rows, torch.stack(anchors) if anchors else rows.mean(1)
 
 
 @experiment("leader/symmetry", shows="proposition 8, theorems 4 and 5")
@@ -89,9 +63,10 @@ def symmetry(setting: Setting) -> Outcome:
             "LGD": tether.LSGD(period=1, pull=pull, window=1, pull_scaled_by_lr=True),
         }
         for name, method in methods.items():
-            rows, center = descend(method, start)
+            found = descend(surface, method, [[place] for place in start], LEARNING_RATE, ITERATIONS)
+            rows, center = found.rows[..., 0], found.center
             # Of all variables of the method; LGD has none but its workers.
-            variables = torch.cat([rows, center[:, None]], 1) if name == "EAGD" else rows
+            variables = torch.cat([rows, center], 1) if name == "EAGD" else rows
             ways[pull, name] = slopes(variables).abs().amin(1)
             table.append(
                 {
@@ -105,7 +80,7 @@ def symmetry(setting: Setting) -> Outcome:
                     "end_0": float(rows[-1, 0]),
                     "end_1": float(rows[-1, 1]),
                     "end_center": float(center[-1]),
-                    "moved_in_the_last_iteration": float((rows[-1] - rows[-2]).abs().max()),
+                    "moved_in_the_last_iteration": found.moved,
                     "least_slope_at_the_end": float(ways[pull, name][-1]),
                 }
             )
