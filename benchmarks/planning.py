@@ -98,7 +98,7 @@ def table(case: Case) -> Table:
     )
     shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     shown.add_column("candidate", no_wrap=True)
-    besides = {each["name"]: each["seconds a round besides"] for each in case.plan["candidates"]}
+    besides = {each["name"]: float(f"{1000 * each['seconds a round besides']:.2g}") for each in case.plan["candidates"]}
     for heading in (
         "a round\nbesides, ms",
         "a period, s:\npredicted",
@@ -112,8 +112,7 @@ def table(case: Case) -> Table:
     for each in case.plan["verified"]:
         recommended = each["name"] == case.plan["recommended"]
         cells = [cell for pair in (each["period"], each["to_target"]) for cell in compared(*pair)]
-        cost = f"{1000 * besides[each['name']]:.2g}"
-        shown.add_row(each["name"] + (" *" if recommended else ""), cost, *cells)
+        shown.add_row(each["name"] + (" *" if recommended else ""), f"{besides[each['name']]:g}", *cells)
     return shown
 
 

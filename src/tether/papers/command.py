@@ -18,15 +18,19 @@ from tether.papers.reproduce import OUTCOME, current_commit, default_folder, rep
 
 
 def list_experiments(console: Console) -> None:
-    """Every experiment: its name, what of the paper it is, what it is about, the data that it needs."""
-    table = Table("experiment", "shows", "what", "data of --data", box=box.SIMPLE_HEAD)
-    table.columns[0].no_wrap = True
-    for each in EXPERIMENTS.values():
-        data = f"{each.data} (else {each.stand_in})" if each.stand_in else each.data
-        table.add_row(each.name, each.shows, each.about, data or "none")
-    console.print(table)
-    for source in dict.fromkeys((each.name.split("/")[0], each.source) for each in EXPERIMENTS.values()):
-        console.print(f"{source[0]}/: {source[1]}", highlight=False)
+    """Of every paper the experiments: name, figure or table, what it is about, the data that it needs."""
+    width = max(map(len, EXPERIMENTS))
+    for source in dict.fromkeys(each.source for each in EXPERIMENTS.values()):
+        title = {"title": source, "title_justify": "left", "title_style": "bold"}
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), **title)
+        table.add_column(no_wrap=True, min_width=width)
+        table.add_column()
+        for each in EXPERIMENTS.values():
+            if each.source == source:
+                needs = f" Data: {each.data}{f'; else {each.stand_in}' if each.stand_in else ''}." if each.data else ""
+                table.add_row(each.name, f"{each.shows}. {each.about}.{needs}")
+        console.print(table)
+        console.print()
 
 
 def carry_out(name: str, paper: bool, data: Path | None, seed: int, out: Path | None, console: Console) -> None:
