@@ -76,7 +76,7 @@ def test_sinc_prints_the_papers_numbers(monkeypatch, capsys, tmp_path):
     assert not code
     assert out.count(" holds ") >= 4
     assert "does not hold" not in out
-    for number in ("-0.0912 ", "-0.0912459", "-0.2172 ", "-0.217234", "-0.0913252", "-0.2172336", "-0.0425"):
+    for number in ("-0.0912, ", "-0.0912459", "-0.2172, ", "-0.217234", "-0.0913252", "-0.2172336", "-0.0425"):
         assert number in out
     outcome = json.loads((tmp_path / "sinc" / "outcome.json").read_text())
     center, best, *_ = outcome["claims"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -102,15 +103,17 @@ VERDICTS = {"holds": "green", "does not hold": "red", "not testable on this data
 
 
 def _claims(outcome: Outcome) -> Table:
-    table = Table("the paper", "its number", "ours", "ratio", "verdict", "what ours is", box=box.SIMPLE_HEAD)
-    for column in table.columns[1:4]:
-        column.justify = "right"
+    """Each claim, its verdict before it, and under it the numbers and what they are."""
+    table = Table("verdict", "the paper says", box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
     for claim in outcome.claims:
-        ours, ratio = (_shown(value) for value in (claim.ours, claim.ratio))
-        verdict = f"[{VERDICTS[claim.verdict]}]{claim.verdict}[/]"
-        table.add_row(claim.says, claim.paper or "", ours, ratio, verdict, claim.remark)
+        known = (("ours", claim.ours), ("the paper's", claim.paper), ("ratio", claim.ratio))
+        numbers = ", ".join(f"{name} {_shown(value)}" for name, value in known if value is not None)
+        under = escape("; ".join(filter(None, (numbers, claim.remark))))
+        verdict = f"[{VERDICTS[claim.verdict]}]{claim.verdict.replace(' on ', chr(10) + 'on ')}[/]"
+        table.add_row(verdict, f"{escape(claim.says)}\n[dim]{under}[/]")
     return table
 
 
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}" if abs(value) < 1e6 else f"{value:.1e}"
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}" if abs(value) < 1e6 else f"{value:.1e}"
