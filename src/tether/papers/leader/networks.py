@@ -122,7 +122,7 @@ class Network:
             parameters=size,
             grids={name: _three(grid, batch_size / BATCH_SIZE) for name, grid in self.grids.items()},
             seconds=self.steps * paper.step_seconds,
-            evaluations=16,
+            evaluations=24,
             batch_size=batch_size,
             period=period,
             global_period=2 * period,
@@ -144,13 +144,13 @@ def _three(grid: Grid, scale: float) -> Grid:
     return Grid(tuple(rate * scale for rate in three), (pulls[len(pulls) // 2],))
 
 
-CNN7 = Network("cnn7", CNN7_GRIDS, {"width": 16}, steps=360, drops=False)
-RESNET20 = Network("resnet20", RESNET20_GRIDS, {"blocks": 1, "width": 4}, steps=280, small_crop=20)
+CNN7 = Network("cnn7", CNN7_GRIDS, {"width": 16}, steps=1000, drops=False)
+RESNET20 = Network("resnet20", RESNET20_GRIDS, {"blocks": 1, "width": 4}, steps=750, small_crop=20)
 VGG16 = Network(
     "vgg16",
     VGG16_GRIDS,
     {"channels": [[8, 8], [16, 16], [24, 24, 24]], "hidden": [32, 32]},
-    steps=480,
+    steps=1300,
     crop=32,
     padding=4,
     workers=(4,),
