@@ -99,6 +99,16 @@ def test_depth(images, tmp_path):
     assert not turned.claims[-1].holds  # 10 times as many neurons
 
 
+def test_a_rate_that_diverges_before_the_first_record_is_not_shown(images, tmp_path):
+    size = dataclasses.replace(ONE_RATE, rates=(1e30, *ONE_RATE.rates))
+    found = Found({"one": Network(width=16)}, size, Setting(tmp_path / "out", data=images))
+    assert found.best("one", "IID") == ONE_RATE.rates[0]
+    gone = next(row for row in found.tables()["tries"] if row["rate"] == 1e30)
+    assert "diverged" in gone["status"]
+    assert not gone["shown"]
+    assert gone["test_loss_at_the_end"] == float("inf")
+
+
 def test_counts_of_the_paper():
     single, deep = depth.SINGLE, Network(width=100, depth=5)
     assert (single.parameters, deep.parameters) == (39_700, 119_400)

@@ -8,6 +8,7 @@ import pytest
 from reports import METHODS, config, give_holdings, metrics, train
 from tether.config import ConfigError
 from tether.report import style, write
+from tether.result import NonFiniteLossError
 from tether.run_folder import RunFolder
 
 pytestmark = pytest.mark.xdist_group("report")
@@ -321,9 +322,13 @@ def test_a_run_without_records(tmp_path, look):
     RunFolder(tmp_path / "new").begin(config())
     with pytest.raises(ConfigError, match="new: no records yet, so there is nothing to report"):
         write([tmp_path / "new"])
+    with pytest.raises(NonFiniteLossError):
+        train(tmp_path / "gone", optimizer={"name": "SGD", "lr": 1e30})
+    with pytest.raises(ConfigError, match="gone: diverged: worker 0, local step 2, so there is nothing to report"):
+        write([tmp_path / "gone"])
     train(tmp_path / "other", method="sync")
     page = look(*write([tmp_path]))
-    assert page.locator("#summary .status").all_inner_texts() == ["no records yet"]
+    assert page.locator("#summary .status").all_inner_texts() == ["no records yet", "diverged: worker 0, local step 2"]
 
 
 def test_who_waited(tmp_path, look):

@@ -22,8 +22,8 @@ def list_experiments(console: Console) -> None:
     """Of every paper the experiments: name, figure or table, what it is about, the data that it needs."""
     width = max(map(len, EXPERIMENTS))
     for source in dict.fromkeys(each.source for each in EXPERIMENTS.values()):
-        title = {"title": source, "title_justify": "left", "title_style": "bold"}
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), **title)
+        table = Table(title=source, title_justify="left", title_style="bold", box=None, show_header=False)
+        table.padding = (0, 2, 0, 0)
         table.add_column(no_wrap=True, min_width=width)
         table.add_column()
         for each in EXPERIMENTS.values():

@@ -5,8 +5,23 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from tether.report.curves import measured
+from tether.report.runs import Run
+
 Curve = tuple[Float[np.ndarray, " ..."], Float[np.ndarray, " ..."]]
 """Times, steps or rounds, and the error or loss then."""
+
+
+def of_center(run: Run, measure: str, axis: str = "steps") -> Curve:
+    """What evaluations measured of the mean model, or of the center: none in a run that diverged before the first.
+
+    Args:
+        run: the run.
+        measure: such as "loss".
+        axis: "steps", "rounds" or "virtual" seconds.
+    """
+    found = measured(run, "center", measure)
+    return (np.empty(0), np.empty(0)) if found is None else (run.against(axis)[found.at].astype(float), found.y)
 
 
 def times_sooner(curve: Curve, other: Curve, start: float | None = None) -> float:

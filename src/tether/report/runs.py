@@ -125,12 +125,10 @@ def read(places: Sequence[str | Path]) -> list[Run]:
     """The runs in these folders, each a run or with runs somewhere in it, in the order in which they were begun.
 
     Raises:
-        ConfigError: if there is no run, if one is damaged, or if none has a record yet.
+        ConfigError: if there is no run, or if one is damaged.
     """
     folders = [folder for place in places for folder in _find(Path(place))]
     runs = [_read(RunFolder(folder)) for folder in dict.fromkeys(folder.resolve() for folder in folders)]
-    if not any(len(run["steps"]) for run in runs):
-        raise ConfigError(f"{_listed(folders)}: no records yet, so there is nothing to report; try again later")
     names = _names(runs)
     return [Run(**run, name=name, group=group) for run, (name, group) in zip(runs, names, strict=True)]
 
@@ -294,7 +292,3 @@ def _groups(configs: Sequence[Mapping[str, Any]], holdings: Sequence[Mapping[str
 
 def _said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _listed(folders: Sequence[Path]) -> str:
-    return ", ".join(map(str, folders[:3])) + (f" and {len(folders) - 3} more" if len(folders) > 3 else "")

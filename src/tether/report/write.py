@@ -28,7 +28,7 @@ def write(places: Sequence[str | Path], out: str | Path | None = None, format: s
         The files.
 
     Raises:
-        ConfigError: if there is no run, one is damaged, none has a record yet; if what the format needs is not
+        ConfigError: if there is no run, one is damaged, none has a record; if what the format needs is not
             installed; or if the files cannot be written.
     """
     if format not in FORMATS:
@@ -36,6 +36,9 @@ def write(places: Sequence[str | Path], out: str | Path | None = None, format: s
     if not places:
         raise ConfigError("report what? Give folders of runs")
     runs = read(places)
+    if not any(len(run.steps) for run in runs):
+        said = "; ".join(f"{run.folder}: {run.status}" for run in runs[:3])
+        raise ConfigError(f"{said}, so there is nothing to report")
     path = Path(out) if out else _beside(places) / ("report.html" if format == "html" else f"report-{format}")
     try:
         if format == "html":

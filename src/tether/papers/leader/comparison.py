@@ -17,7 +17,7 @@ import numpy as np
 from tether.clock import Clock, Cluster
 from tether.config import Config, choose, validate
 from tether.methods import METHODS, CenterMethod
-from tether.papers.curves import Curve, times_sooner
+from tether.papers.curves import Curve, of_center, times_sooner
 from tether.papers.experiments import Setting, Table
 from tether.papers.runs import carry_out
 from tether.report import style
@@ -200,9 +200,8 @@ class Found:
     def curve(self, entry: Entry, measure: str = "error") -> Curve:
         """Virtual seconds, and the center's test "error" or "loss" then."""
         run = self.runs[entry.name]
-        values = run.center["accuracy" if measure == "error" else measure]
-        at = np.isfinite(values)
-        return run.virtual[at], (1 - values if measure == "error" else values)[at]
+        seconds, values = of_center(run, "accuracy" if measure == "error" else measure, "virtual")
+        return seconds, 1 - values if measure == "error" else values
 
     def best(self, method: str, workers: int) -> Entry:
         """The try of a method that is compared: that with the least test error at the end; if it did not diverge.
@@ -216,6 +215,11 @@ class Found:
     def end(self) -> float:
         """Virtual seconds after which all are compared: when the first of those that did not diverge is done."""
         return min((float(run.virtual[-1]) for run in self.runs.values() if run.ended), default=0.0)
+
+    def _lasted(self, entry: Entry) -> float:
+        """Virtual seconds that a run took; none if it diverged before its first record."""
+        run = self.runs[entry.name]
+        return float(run.virtual[-1]) if len(run.steps) else 0.0
 
     def compared(self) -> list[Entry]:
         """The best try of each method at each number of workers."""
@@ -241,7 +245,7 @@ class Found:
         best = self.compared()
         tries = [
             who(entry)
-            | {"test_error_at_the_end": self.error(entry), "virtual_seconds": float(self.runs[entry.name].virtual[-1])}
+            | {"test_error_at_the_end": self.error(entry), "virtual_seconds": self._lasted(entry)}
             | {"shown": entry in best, "status": self.runs[entry.name].status}
             for entry in self.entries
         ]

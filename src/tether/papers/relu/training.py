@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tether.config import Config, validate
 from tether.papers import curves
 from tether.papers.experiments import Claim, Outcome, Setting, Table
@@ -133,16 +131,14 @@ class Found:
     def curve(self, label: str, distribution: str, measure: str = "loss", rate: float | None = None) -> curves.Curve:
         """Local steps, and the test "loss" or "accuracy" of the mean model then; at its best learning rate."""
         run = self.runs[distribution, label, self.best(label, distribution) if rate is None else rate]
-        at = np.isfinite(run.center[measure])
-        return run.steps[at].astype(float), run.center[measure][at]
+        return curves.of_center(run, measure)
 
     def end(self, label: str, distribution: str, measure: str = "loss", rate: float | None = None) -> float:
         """The mean of a measure in the last quarter of a run."""
         return self._end((distribution, label, self.best(label, distribution) if rate is None else rate), measure)
 
     def _end(self, key: tuple[str, str, float], measure: str) -> float:
-        values = self.runs[key].center.get(measure, np.empty(0))
-        values = values[np.isfinite(values)]
+        _, values = curves.of_center(self.runs[key], measure)
         late = values[-math.ceil(LATE * self.size.evaluations) :]
         return float(late.mean()) if len(late) else math.inf
 
