@@ -33,7 +33,7 @@ class Size:
     steps: int | None = None
 
 
-FEW_CLIENTS, FEW_SAMPLES = {MLP: CLIENTS, CNN: 10}, {MLP: 20, CNN: 100}
+FEW_CLIENTS, FEW_SAMPLES = {MLP: CLIENTS, CNN: 10}, {MLP: 20, CNN: 50}
 """Of the default settings."""
 
 LANCZOS = 100
