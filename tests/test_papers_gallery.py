@@ -67,6 +67,7 @@ def test_all_of_them_and_the_page(small, monkeypatch, capsys, tmp_path):
     assert text.count(came_by) == 3  # a figure, a figure, and all of it
     assert str(tmp_path) not in text
     assert "| [leader/one](#leaderone) | figure 1 | 1 | 1 | 1 | " in text
+    assert "| all |  | 1 | 1 | 1 | " in text
     assert r"| a number \| with \*marks\* | 1.50 | 1.5001 | 1.00007 | holds | it rounds |" in text
     assert "| one that fails |  | 2 |  | does not hold |  |" in text
     assert "- a &lt;note&gt;" in text

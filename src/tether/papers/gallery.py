@@ -99,11 +99,11 @@ def _counts(outcomes: Sequence[dict[str, Any]]) -> Iterator[str]:
     verdicts = get_args(Verdict)
     yield COUNTS.format(" | ".join(verdicts))
     yield "|---|---|" + "---:|" * (len(verdicts) + 1)
-    for outcome in outcomes:
-        of = [claim["verdict"] for claim in outcome["claims"]]
+    rows = [(f"[{_title(each)}](#{_title(each).replace('/', '')})", _text(each["shows"]), [each]) for each in outcomes]
+    for name, shows, those in [*rows, ("all", "", outcomes)]:
+        of = [claim["verdict"] for outcome in those for claim in outcome["claims"]]
         numbers = " | ".join(str(of.count(verdict) or "") for verdict in verdicts)
-        name, shows, seconds = _title(outcome), _text(outcome["shows"]), outcome["seconds"]
-        yield f"| [{name}](#{name.replace('/', '')}) | {shows} | {numbers} | {seconds:,.0f} |"
+        yield f"| {name} | {shows} | {numbers} | {sum(outcome['seconds'] for outcome in those):,.0f} |"
 
 
 def _section(folder: Path, outcome: dict[str, Any], root: Path) -> Iterator[str]:

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from tether.clock import Clock
 from tether.config import Config, ConfigError, choose
 from tether.data import PARTITIONS, Dataset
 from tether.methods import CenterMethod, Method
+from tether.planner import printed
 from tether.planner.bounds import Constants, probe
 from tether.planner.candidates import Candidate, Conditions, standard_candidates
 from tether.planner.forecast import Forecast, course_of, training_loss
@@ -86,19 +85,19 @@ def carry_out(
         candidates = standard_candidates(methods, conditions, periods, config.steps)
     except ValueError as error:
         raise ConfigError(f"--periods: {error}") from error
-    console.print(_heading(config, data, conditions), highlight=False)
+    console.print(printed.heading(config, data, conditions), highlight=False)
     plan = planner.plan(candidates, conditions, target, bounds, out, console) if processes()[0] == 0 else None
     if plan is not None:
-        console.print(_table(plan))
+        console.print(printed.candidates(plan))
         if plan.bounds:
-            console.print(_on_bounds(plan), highlight=False)
+            console.print(printed.on_bounds(plan), highlight=False)
         console.print(f"Recommended: [bold]{plan.recommended.name}[/]. {plan.reason}", highlight=False)
     checked = planner.verify(candidates, plan, top) if top else []
     if plan is None:
         return
     if checked:
-        console.print(_compared(checked, plan.target))
-        console.print(_lesson(checked, plan), highlight=False)
+        console.print(printed.compared(checked, plan.target))
+        console.print(printed.lesson(checked, plan), highlight=False)
     if out is not None:
         write_json(out / "plan.json", as_json(plan) | {"verified": [dataclasses.asdict(each) for each in checked]})
         picture(plan).savefig(out / "error-runtime.png", dpi=200)
@@ -302,110 +301,3 @@ def _table_of(clock: Clock | None) -> dict[str, Any] | None:
         key: [list(v) if isinstance(v, tuple) else v for v in value] if isinstance(value, tuple) else value
         for key, value in changed.items()
     }
-
-
-def _heading(config: Config, data: Dataset, conditions: Conditions) -> str:
-    clock = conditions.clock
-    speeds = clock.speeds or (1.0,)
-    step = _range([clock.step / speed for speed in speeds], "ms", 1e3)
-    unlike = f", {len(clock.links)} links unlike these" if clock.links else ""
-    return (
-        f"{data}, {data.partition}, {config.workers} workers, d = {conditions.parameters:,}, {config.steps} local "
-        "steps each\n"
-        f"a local step takes {step}; links of {clock.bandwidth / 1e6:.4g} Mbit/s, latency "
-        f"{1000 * clock.latency:.3g} ms{unlike}"
-    )
-
-
-def _range(values: Sequence[float], unit: str, factor: float) -> str:
-    low, high = factor * min(values), factor * max(values)
-    return f"{low:.3g} {unit}" if high < 1.05 * low else f"{low:.3g} to {high:.3g} {unit}"
-
-
-def _table(plan: Plan) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=0)  # fits a terminal of 80 columns
-    headings = (
-        "method, period\n+ overlap",
-        "MB a\nround",
-        "s a\nmessage",
-        "s a\nperiod",
-        "\nwaits",
-        f"steps to\nloss {plan.target:.3g}",
-        "\nseconds",
-        "loss at\nthe end",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading is headings[0] else "right", no_wrap=True)
-    if plan.bounds:
-        table.add_column("bound on\n|∇F|²", justify="right", no_wrap=True)
-    for each in plan.forecasts:
-        course = each.course
-        step, when = (None, None) if course is None else (course.reaches(plan.target), each.to_target(plan.target))
-        cells = [
-            each.candidate.name,
-            f"{each.megabytes:.2g}",
-            f"{each.message:.2g}",
-            *(
-                ("diverged", "", "", "", "")
-                if course is None
-                else (
-                    f"{each.period:.2g}",
-                    f"{each.waiting:.0%}",
-                    f"> {course.ends:,}" if step is None else f"{step:,}",
-                    f"> {each.seconds:.3g}" if when is None else f"{when:.3g}",
-                    f"{each.loss:.3g}",
-                )
-            ),
-        ]
-        if plan.bounds:
-            bound = plan.bounds.get(each.candidate.name)
-            cells.append("" if bound is None else "-" if bound.value is None else f"{bound.value:.3g}")
-        table.add_row(*cells, style="bold" if each.candidate == plan.recommended else None)
-    return table
-
-
-def _on_bounds(plan: Plan) -> str:
-    """What the column of bounds means."""
-    rates = {bound.largest_lr for bound in plan.bounds.values() if bound.value is None}
-    said = "The bound is Cooperative SGD's, on the mean of |∇F|² over the steps in the time of the first row."
-    if rates:
-        said += f" It is proved for learning rates up to {min(rates):.2g} to {max(rates):.2g} where there is a dash."
-    return said + "\n"
-
-
-def _compared(checked: Sequence[Verified], target: float) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("measured on\nthese workers", no_wrap=True)
-    for heading in (
-        "a period:\npredicted",
-        "\nmeasured",
-        "\nratio",
-        f"to loss {target:.3g}:\npredicted",
-        "\nmeasured",
-        "\nratio",
-        "loss at the end:\npredicted",
-        "\nmeasured",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for each in checked:
-        table.add_row(
-            each.name, *_ratio(*each.period), *_ratio(*each.to_target), *(f"{value:.4g}" for value in each.loss)
-        )
-    return table
-
-
-def _ratio(predicted: float | None, measured: float | None) -> tuple[str, str, str]:
-    shown = ["never" if value is None else f"{value:.4g}" for value in (predicted, measured)]
-    return shown[0], shown[1], f"{predicted / measured:.2f}" if predicted and measured else ""
-
-
-def _lesson(checked: Sequence[Verified], plan: Plan) -> str:
-    """Whether what was recommended is what was soonest."""
-    times = {each.name: each.to_target[1] for each in checked if each.to_target[1] is not None}
-    if plan.recommended.name not in times:
-        return ""
-    soonest = min(times, key=lambda name: times[name])
-    mine, best = times[plan.recommended.name], times[soonest]
-    if mine <= best:
-        return f"Measured, too, {plan.recommended.name} is the soonest of these {len(checked)}."
-    return f"Measured, {soonest} is {mine / best:.2f} times sooner than {plan.recommended.name}."
