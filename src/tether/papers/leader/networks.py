@@ -145,12 +145,12 @@ def _three(grid: Grid, scale: float) -> Grid:
 
 
 CNN7 = Network("cnn7", CNN7_GRIDS, {"width": 16}, steps=1000, drops=False)
-RESNET20 = Network("resnet20", RESNET20_GRIDS, {"blocks": 1, "width": 4}, steps=750, small_crop=20)
+RESNET20 = Network("resnet20", RESNET20_GRIDS, {"blocks": 1, "width": 4}, steps=600, small_crop=20)
 VGG16 = Network(
     "vgg16",
     VGG16_GRIDS,
     {"channels": [[8, 8], [16, 16], [24, 24, 24]], "hidden": [32, 32]},
-    steps=1300,
+    steps=1100,
     crop=32,
     padding=4,
     workers=(4,),
