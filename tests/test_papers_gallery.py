@@ -66,10 +66,11 @@ def test_all_of_them_and_the_page(small, monkeypatch, capsys, tmp_path):
     came_by = f"`tether reproduce leader/one --seed 0`, commit {outcome['commit'][:10]}"
     assert text.count(came_by) == 3  # a figure, a figure, and all of it
     assert str(tmp_path) not in text
-    assert "| [leader/one](#leaderone) | figure 1 | 1 | 1 | 1 | " in text
-    assert "| all |  | 1 | 1 | 1 | " in text
-    assert r"| a number \| with \*marks\* | 1.50 | 1.5001 | 1.00007 | holds | it rounds |" in text
-    assert "| one that fails |  | 2 |  | does not hold |  |" in text
+    assert "| [leader/one](#leaderone)<br><small>figure 1</small> | 1 | 1 | 1 | " in text
+    assert "| all | 1 | 1 | 1 | " in text
+    under = "<br><small>ours 1.5001, the paper's 1.50, ratio 1.00007; it rounds</small>"
+    assert rf"| holds | a number \| with \*marks\*{under} |" in text
+    assert "| does not hold | one that fails<br><small>ours 2</small> |" in text
     assert "- a &lt;note&gt;" in text
     assert "| 1 | 0.123457 |" in text
     assert "long.csv](results/leader/one/long.csv): 50 rows" in text

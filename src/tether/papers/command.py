@@ -107,13 +107,6 @@ def _claims(outcome: Outcome) -> Table:
     table = Table("verdict", "the paper says", box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True
     for claim in outcome.claims:
-        known = (("ours", claim.ours), ("the paper's", claim.paper), ("ratio", claim.ratio))
-        numbers = ", ".join(f"{name} {_shown(value)}" for name, value in known if value is not None)
-        under = escape("; ".join(filter(None, (numbers, claim.remark))))
         verdict = f"[{VERDICTS[claim.verdict]}]{claim.verdict.replace(' on ', chr(10) + 'on ')}[/]"
-        table.add_row(verdict, f"{escape(claim.says)}\n[dim]{under}[/]")
+        table.add_row(verdict, f"{escape(claim.says)}\n[dim]{escape(claim.measured)}[/]")
     return table
-
-
-def _shown(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.6g}" if abs(value) < 1e6 else f"{value:.1e}"

@@ -98,6 +98,14 @@ class Claim:
         return None if self.ours is None or self.paper is None else self.ours / float(self.paper)
 
     @property
+    def measured(self) -> str:
+        """In a line: what was measured, what the paper prints, and what ours is."""
+        ours, ratio = ("" if value is None else f"{value:.6g}" for value in (self.ours, self.ratio))
+        known = (("ours", ours), ("the paper's", self.paper), ("ratio", ratio))
+        numbers = ", ".join(f"{name} {value}" for name, value in known if value)
+        return "; ".join(filter(None, (numbers, self.remark)))
+
+    @property
     def verdict(self) -> Verdict:
         """In words."""
         return "not testable on this data" if self.holds is None else "holds" if self.holds else "does not hold"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tether.config import ConfigError
-from tether.papers.experiments import EXPERIMENTS, Experiment, Verdict
+from tether.papers.experiments import EXPERIMENTS, Claim, Experiment, Verdict
 from tether.papers.reproduce import OUTCOME, slug
 from tether.run_folder import write_json
 
@@ -30,11 +30,11 @@ BEGIN = """# Results
 
 What `tether reproduce` has measured of each experiment of the papers, claim by claim. This page is written by
 `tether gallery` from what the experiments left; nothing on it is typed by hand. Where a paper prints a number of the
-same data, a claim *holds* if ours rounds to it; otherwise the last column says what was compared, and from where on the
-claim holds. A claim that our runs do not support stands here as such.
+same data, a claim *holds* if ours rounds to it; otherwise the line under it says what was compared, and from where on
+it holds. A claim that our runs do not support stands here as such.
 """
 
-COUNTS = "| experiment | of the paper | {} | seconds |"
+COUNTS = "| experiment | {} | seconds |"
 
 
 def write_gallery(outcomes: Path | None, page: Path) -> list[str]:
@@ -98,32 +98,29 @@ def _counts(outcomes: Sequence[dict[str, Any]]) -> Iterator[str]:
     """How many claims of each experiment have which verdict."""
     verdicts = get_args(Verdict)
     yield COUNTS.format(" | ".join(verdicts))
-    yield "|---|---|" + "---:|" * (len(verdicts) + 1)
-    rows = [(f"[{_title(each)}](#{_title(each).replace('/', '')})", _text(each["shows"]), [each]) for each in outcomes]
-    for name, shows, those in [*rows, ("all", "", outcomes)]:
+    yield "|---|" + "---:|" * (len(verdicts) + 1)
+    rows = [(_under(f"[{_title(each)}](#{_title(each).replace('/', '')})", each["shows"]), [each]) for each in outcomes]
+    for name, those in [*rows, ("all", outcomes)]:
         of = [claim["verdict"] for outcome in those for claim in outcome["claims"]]
         numbers = " | ".join(str(of.count(verdict) or "") for verdict in verdicts)
-        yield f"| {name} | {shows} | {numbers} | {sum(outcome['seconds'] for outcome in those):,.0f} |"
+        yield f"| {name} | {numbers} | {sum(outcome['seconds'] for outcome in those):,.0f} |"
 
 
 def _section(folder: Path, outcome: dict[str, Any], root: Path) -> Iterator[str]:
     """One experiment."""
     yield f"## {_title(outcome)}\n"
     yield f"{_text(outcome['about'])}. {_text(outcome['paper'])}: {_text(outcome['shows'])}.\n"
-    yield from _table(
-        ("the paper", "its number", "ours", "ratio", "verdict", "what ours is"),
-        (
-            (claim["says"], claim["paper"], claim["ours"], claim["ratio"], claim["verdict"], claim["remark"])
-            for claim in outcome["claims"]
-        ),
-    )
     came_by = (
         f"`{outcome['command']}`, {_commit(outcome['commit'])}, seed {outcome['seed']}, {_time(outcome['seconds'])}"
     )
     for name in outcome["figures"]:
         title = Path(name).stem
-        yield f"\n![{title} of {outcome['experiment']}]({(folder / name).relative_to(root).as_posix()})\n"
-        yield f"*{title}*: {came_by}"
+        yield f"![{title} of {outcome['experiment']}]({(folder / name).relative_to(root).as_posix()})\n"
+        yield f"*{title}*: {came_by}\n"
+    yield "| verdict | the paper says |\n|---|---|"
+    for each in outcome["claims"]:
+        claim = Claim(each["says"], None, each["ours"], each["paper"], each["remark"])
+        yield f"| {each['verdict']} | {_under(_text(claim.says), claim.measured)} |"
     for name in outcome["tables"]:
         yield from _details(folder / name, root)
     yield ""
@@ -161,9 +158,7 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[st
 
 
 def _shown(value: Any) -> str:
-    """A number to six digits, as the command prints it; text as text."""
-    if value is None:
-        return ""
+    """A number to six digits; text as text."""
     try:
         number = float(value)
     except ValueError:
@@ -174,6 +169,11 @@ def _shown(value: Any) -> str:
 def _text(text: str) -> str:
     """Text in which nothing is Markdown."""
     return re.sub(r"([\\`*_{}\[\]|#~])", r"\\\1", " ".join(html.escape(text, quote=False).split()))
+
+
+def _under(text: str, more: str) -> str:
+    """Something, and under it what is to be said of it."""
+    return f"{text}<br><small>{_text(more)}</small>" if more else text
 
 
 def _title(outcome: dict[str, Any]) -> str:
