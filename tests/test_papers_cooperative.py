@@ -1,7 +1,14 @@
 """Experiments of Cooperative SGD and of the slides on local GD: what they run, and that their claims can fail."""
 
+import contextlib
 import dataclasses
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +98,38 @@ def test_a_failing_process_is_named(tmp_path):
     config = config.model_copy(update={"workers": 2, "model": {"name": "logistic"}})  # of ten classes
     with pytest.raises(RuntimeError, match="logistic regression is between two classes"):
         wall_clock.carry_out_real({"wrong": config}, Link(None, ""), Setting(tmp_path))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_who_ends_the_command_ends_its_workers(tmp_path):
+    """A signal to the command alone, as a supervisor sends it."""
+    script = f"""
+from pathlib import Path
+from test_papers_cooperative import TINY, Link, Setting, decentralized, wall_clock
+config = TINY.config(decentralized.method(1, 0.0), 0.4, seed=0)
+config = config.model_copy(update={{"workers": 2, "steps": 100_000, "scheduler": None, "evaluate_every": None}})
+wall_clock.carry_out_real({{"long": config}}, Link(None, ""), Setting(Path({str(tmp_path)!r})))
+"""
+    place = Path(__file__).parent
+
+    def workers():
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # ended in the meantime
+                found.append(str(tmp_path / "runs") in path.read_text(errors="replace"))
+        return sum(found)
+
+    command = subprocess.Popen([sys.executable, "-c", script], cwd=place, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 120
+        while workers() < 3 and command.poll() is None and time.monotonic() < deadline:  # torchrun, and two
+            time.sleep(0.1)
+        assert workers() >= 3
+    finally:
+        command.terminate()
+        code = command.wait(60)
+    assert code == 128 + signal.SIGTERM
+    assert not workers()
 
 
 # ---- cooperative/network-error

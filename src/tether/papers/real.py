@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,20 +124,30 @@ def _launch(job: Path, workers: int, link: Link, files: list[Path], setting: Set
     line = link.on(sys.executable, "-m", *torchrun, "--module", "tether.papers.real_worker", str(job))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     log = job.with_name("log")
-    with log.open("wb") as output:
+    with _terminated_as_interrupted(), log.open("wb") as output:
         process = subprocess.Popen(line, stdout=output, stderr=output, env=environment, start_new_session=True)
-    try:
-        while process.poll() is None:
-            setting.progress("real processes", sum(file.exists() for file in files) / len(files))
-            time.sleep(0.2)
-    finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+        try:
+            while process.poll() is None:
+                setting.progress("real processes", sum(file.exists() for file in files) / len(files))
+                time.sleep(0.2)
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
     if process.returncode:
         said = log.read_text(errors="replace").strip()
         raise RuntimeError(f"real processes ended with status {process.returncode}; {log} ends with:\n{said[-8000:]}")
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Whoever ends this process ends what it has started: a signal that only killed it would leave workers behind."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _within(mbit: float) -> list[str]:
