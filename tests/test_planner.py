@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+import scenarios_planner
 import tether
 from problems import Point, Quadratics, quadratic
+from real import launch
 from tether import cli
 from tether.config import ConfigError
 from tether.history import Record, Times
-from tether.methods import DecentralizedSGD, LocalSGD, SyncSGD
+from tether.methods import DecentralizedSGD, LocalSGD, MultiLeaderLSGD, SyncSGD
 from tether.planner import (
     Candidate,
     Conditions,
@@ -31,7 +33,7 @@ from tether.planner import (
 from tether.planner.bounds import bound, mixing_of, probe
 from tether.planner.command import bits, seconds
 from tether.planner.plan import verified
-from tether.theory import cooperative_bound, elastic_zeta, largest_learning_rate
+from tether.theory import cooperative_bound, elastic_zeta, largest_learning_rate, round_costs
 
 ROOT = Path(__file__).parent.parent
 D = 100
@@ -363,6 +365,23 @@ def test_the_command_plans_writes_and_is_reported(tmp_path, capsys, monkeypatch)
 def test_mistakes(words, message, capsys, monkeypatch):
     code, _ = command(capsys, monkeypatch, *words)
     assert re.search(message, str(code)), code
+
+
+@pytest.mark.xdist_group("real")
+def test_a_round_does_not_cost_what_the_slowest_computes():
+    for process in launch("scenarios_planner", 2, timeout=200):
+        found = process["slow and fast"]
+        clock = tether.Clock(**found["clock"])
+        assert np.divide(clock.step, clock.speeds) == pytest.approx(scenarios_planner.STEPS)
+        assert found["rounds"] == pytest.approx(scenarios_planner.BESIDES, abs=0.05)  # forty bytes take little
+
+
+def test_a_period_of_several_parts_has_its_share_of_the_rarer_messages():
+    conditions = Conditions(4, D, CLOCK, torch.float64)
+    leaders = MultiLeaderLSGD(4, global_period=16, groups=2)
+    often, rarely = (cost.seconds(CLOCK) for cost in round_costs(leaders, 4, D, dtype=torch.float64))
+    assert conditions.each_period(leaders) == pytest.approx(4 * 0.01 + often + rarely / 4)
+    assert conditions.each_period(LocalSGD(4)) == pytest.approx(4 * 0.01 + MESSAGE)
 
 
 @pytest.mark.xdist_group("real")

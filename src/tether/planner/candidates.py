@@ -53,6 +53,16 @@ class Conditions:
         """Seconds that the messages of a round take, all parts of the method together."""
         return sum(cost.seconds(self.clock) for cost in self._costs(method))
 
+    def each_period(self, method: Method) -> float:
+        """Seconds that a period takes if nothing hides its messages.
+
+        Steps of the slowest worker, whom all wait for, and messages; of a method of several parts the shortest period,
+        with its share of the others' messages.
+        """
+        costs = self._costs(method)
+        shortest = min(cost.period for cost in costs)
+        return shortest * self.step + sum(cost.seconds(self.clock) * shortest / cost.period for cost in costs)
+
     def megabytes(self, method: Method) -> float:
         """What a worker sends in a round, on average, all parts of the method together."""
         return sum(cost.bytes for cost in self._costs(method)) / self.workers / 1e6

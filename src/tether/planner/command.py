@@ -21,7 +21,7 @@ from tether.clock import Clock
 from tether.config import Config, ConfigError, choose
 from tether.data import PARTITIONS, Dataset
 from tether.methods import CenterMethod, Method
-from tether.planner import printed
+from tether.planner import printing
 from tether.planner.bounds import Constants, probe
 from tether.planner.candidates import Candidate, Conditions, standard_candidates
 from tether.planner.forecast import Forecast, course_of, training_loss
@@ -85,19 +85,19 @@ def carry_out(
         candidates = standard_candidates(methods, conditions, periods, config.steps)
     except ValueError as error:
         raise ConfigError(f"--periods: {error}") from error
-    console.print(printed.heading(config, data, conditions), highlight=False)
+    console.print(printing.heading(config, data, conditions), highlight=False)
     plan = planner.plan(candidates, conditions, target, bounds, out, console) if processes()[0] == 0 else None
     if plan is not None:
-        console.print(printed.candidates(plan))
+        console.print(printing.candidates(plan))
         if plan.bounds:
-            console.print(printed.on_bounds(plan), highlight=False)
+            console.print(printing.on_bounds(plan), highlight=False)
         console.print(f"Recommended: [bold]{plan.recommended.name}[/]. {plan.reason}", highlight=False)
     checked = planner.verify(candidates, plan, top) if top else []
     if plan is None:
         return
     if checked:
-        console.print(printed.compared(checked, plan.target))
-        console.print(printed.lesson(checked, plan), highlight=False)
+        console.print(printing.compared(checked, plan.target))
+        console.print(printing.lesson(checked, plan), highlight=False)
     if out is not None:
         write_json(out / "plan.json", as_json(plan) | {"verified": [dataclasses.asdict(each) for each in checked]})
         picture(plan).savefig(out / "error-runtime.png", dpi=200)

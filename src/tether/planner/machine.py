@@ -68,10 +68,11 @@ def step_seconds(train: TrainBy) -> float:
 
 
 def _between_rounds(train: TrainBy, method: Method, looks: int) -> float:
-    """Seconds from one round of a method to the next, on average over so many."""
-    result = train(method, schedule_of(method.period).start * (looks + WARM_UP))
-    moments = [record.seconds for record in result.history if record.round][WARM_UP - 1 :]
-    return (moments[-1] - moments[0]) / (len(moments) - 1)
+    """Seconds that a period takes with its round, on average over so many; of several parts the shortest period."""
+    period = min(schedule_of(part.period).start for part in method.parts)
+    records = [each for each in train(method, period * (looks + WARM_UP)).history if each.round]
+    first, last = (next(each for each in records if each.step >= WARM_UP * period), records[-1])
+    return (last.seconds - first.seconds) / (last.step - first.step) * period
 
 
 def _looks(seconds: float) -> int:
@@ -103,7 +104,7 @@ def conditions_between(
     free = Conditions(ranks.size, len(parameters), clock, parameters.dtype)
     rounds = {}
     for kind, method in methods.items():
-        expected = schedule_of(method.period).start * step + free.message(method)  # the same for all processes
+        expected = free.each_period(method)  # the same for all processes, as is the number of looks
         taken = _between_rounds(together, method, _looks(expected))
         rounds[kind] = max(0.0, float(ranks.gather(torch.full_like(mine, taken))[0]) - expected)
     return replace(free, rounds=rounds)
