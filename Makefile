@@ -33,7 +33,7 @@ results: .venv/development
 
 .venv/tether: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing tether into .venv; PyTorch is large, this takes a minute or two."
-	$(INSTALL) --editable '.[data,report]'
+	$(INSTALL) --editable '.[data,plot,report]'
 	@touch $@
 
 .venv/development: .venv/tether
